@@ -1,0 +1,44 @@
+"""Everything nybble raises on purpose.
+
+    NybbleError
+    ├── ConfigError        a setting is nonsense or contradicts another      (names the field and the remedy)
+    ├── ModelError         the checkpoint cannot be used                     (names the file, tensor or field)
+    │   └── UnsupportedError   it is sound, but nybble does not do this kind
+    ├── RequestError       this request cannot be served; others go on       (names the parameter and its range)
+    ├── MemoryBudgetError  the memory settings leave too little              (needed, present, what to change)
+    └── EngineDeadError    the engine has stopped; nothing more will come
+
+The first three and `RequestError` are the user's to mend, so commands print them without a traceback.
+"""
+
+
+class NybbleError(Exception):
+    """Root of every error that nybble raises on purpose."""
+
+
+class ConfigError(NybbleError, ValueError):
+    """A setting is out of range or contradicts another one."""
+
+
+class ModelError(NybbleError):
+    """A checkpoint is damaged, incomplete or does not match its own config."""
+
+
+class UnsupportedError(ModelError):
+    """A sound checkpoint of a kind that nybble does not run."""
+
+
+class RequestError(NybbleError, ValueError):
+    """A request that cannot be served as asked."""
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class MemoryBudgetError(NybbleError):
+    """The memory settings leave less than the engine needs."""
+
+
+class EngineDeadError(NybbleError):
+    """The engine stopped and can take no more work."""
