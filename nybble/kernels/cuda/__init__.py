@@ -1,0 +1,1 @@
+"""CUDA C++ implementations: `.cu` files compiled at run time by NVRTC (`nvrtc.py`), one Python file an operation."""

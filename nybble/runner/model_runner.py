@@ -1,0 +1,252 @@
+"""`ModelRunner`: executes batches. Implements `core.batch.Runner`.
+
+Owns: the model, the KV cache, the slots' state on the device, the CUDA stream and graphs. Does not know: queues, users,
+text, stop conditions.
+
+On CUDA a step is enqueued and `submit` returns; sampled ids stay on the device, where the next step takes them from. On
+a CPU the same code has done its work when `submit` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from nybble.core.batch import Batch
+from nybble.core.config import ResolvedConfig
+from nybble.layers.context import ForwardContext, KVSpec
+from nybble.runner import sampler
+from nybble.runner.graphs import DecodeGraphs, decode_sizes
+from nybble.runner.inputs import BlockTables, HostStep, StagingBuffer, gather, idle_step, staging_bytes, step_arrays
+from nybble.runner.kv_cache import KVCache
+from nybble.runner.logprobs import concatenate, gather_logprobs
+from nybble.runner.results import SubmittedStep, logprobs_to_host, to_host
+from nybble.runner.sampling_state import NO_LOGPROBS, SamplingPlan, SamplingState
+
+
+class Model(Protocol):
+    """What the runner needs of a model."""
+
+    config: Any  # has vocab_size
+    kv_spec: KVSpec
+
+    def __call__(self, token_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+class ModelRunner:
+    """Runs one model on one device.
+
+    Args:
+        num_blocks: KV blocks to allocate.
+        is_async: whether the engine may submit a step before it has the last one's result; default: on CUDA. A CPU can
+            run that way too, which gains nothing and lets tests follow the path that a GPU takes.
+    """
+
+    def __init__(self, model: Model, config: ResolvedConfig, *, num_blocks: int, is_async: bool | None = None) -> None:
+        self.device = torch.device(config.device)
+        self.num_blocks = num_blocks
+        self.block_size = config.block_size
+        self.is_async = self.device.type == "cuda" if is_async is None else is_async
+        self._model = model
+        self._config = config
+        self._idle_slot = config.max_num_seqs
+        self._vocab_size = int(model.config.vocab_size)
+        self._cuda_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        if self._cuda_stream is not None:
+            # The weights may still be on their way.
+            self._cuda_stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self._stream():
+            self.kv_cache = KVCache(
+                model.kv_spec, num_blocks=num_blocks, block_size=config.block_size, device=self.device
+            )
+            self._tables = BlockTables(config, self.device)
+            self._staging = StagingBuffer(staging_bytes(config), self.device)
+            self._sampling = SamplingState(config, self._vocab_size, self.device)
+            self._last_ids = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=self.device)
+            self._prompts: dict[int, tuple[np.ndarray, int]] = {}  # of slots that want prompt_logprobs
+            self._graphs = self._make_graphs()
+
+    def _make_graphs(self) -> DecodeGraphs | None:
+        if self._cuda_stream is None or self._config.enforce_eager:
+            return None
+        sizes = decode_sizes(self._config.max_num_seqs)
+        self._graph_logits = torch.zeros(sizes[-1], self._vocab_size, device=self.device)
+        self._graph_ids = torch.zeros(sizes[-1], dtype=torch.int64, device=self.device)
+        return DecodeGraphs(self._upload_idle_step, self._decode_step, sizes, self._cuda_stream)
+
+    def capture_graphs(self, sizes: list[int] | None = None) -> None:
+        """Capture the decode graphs, all of them or some sizes. Does nothing where there are none."""
+        if self._graphs is not None:
+            with self._stream(), torch.inference_mode():
+                self._graphs.capture(sizes)
+
+    @property
+    def graph_sizes(self) -> list[int]:
+        return [] if self._graphs is None else list(self._graphs.sizes)
+
+    def submit(self, batch: Batch) -> SubmittedStep:
+        with self._stream(), torch.inference_mode():
+            for start in batch.starts:
+                self._tables.reset(start.slot)
+                self._sampling.start(start)
+                if start.params.prompt_logprobs is not None:
+                    prompt = np.array(start.prompt_token_ids, dtype=np.int64)
+                    self._prompts[start.slot] = (prompt, start.params.prompt_logprobs)
+            host = gather(batch, self._tables)
+            plans = self._plan(host)
+            wants_prompt = any(row.prompt_logprobs for row in batch.rows)
+            size = (
+                self._graphs.size_for(len(host.slots)) if self._graphs and host.is_decode and not wants_prompt else None
+            )
+            step = SubmittedStep(num_rows=len(batch.rows), sample_rows=host.sample_rows.tolist())
+            if size is None:
+                self._run_eager(batch, host, plans, step)
+            else:
+                self._run_graph(size, host, plans, step)
+            if self._cuda_stream is not None:
+                step.done = torch.cuda.Event()
+                step.done.record(self._cuda_stream)
+            return step
+
+    def close(self) -> None:
+        """Wait for the device and let go of everything but the model."""
+        if self._cuda_stream is not None:
+            self._cuda_stream.synchronize()
+        for name in (
+            "kv_cache",
+            "_tables",
+            "_staging",
+            "_sampling",
+            "_last_ids",
+            "_graphs",
+            "_graph_logits",
+            "_graph_ids",
+        ):
+            self.__dict__.pop(name, None)
+
+    def _stream(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
+
+    def _plan(self, host: HostStep) -> list[tuple[slice, SamplingPlan]]:
+        slots = host.slots[host.sample_rows]
+        slices = sampler.slice_rows(len(slots), self._vocab_size)
+        return [(part, self._sampling.plan(slots[part], host.num_output_tokens[part])) for part in slices]
+
+    def _upload(self, host: HostStep, plans: list[tuple[slice, SamplingPlan]]) -> dict[str, torch.Tensor]:
+        """Bring a step's arrays to the device and the block tables up to date."""
+        arrays = step_arrays(host)
+        if len(host.table_positions):
+            arrays |= {"table_positions": host.table_positions, "table_block_ids": host.table_block_ids}
+        arrays["sample_slots"] = host.slots[host.sample_rows]
+        arrays["sample_tokens"] = host.query_start[1:][host.sample_rows].astype(np.int64) - 1
+        for index, (_, plan) in enumerate(plans):
+            if not plan.is_argmax:
+                arrays |= {f"{name}/{index}": array for name, array in sampler.plan_arrays(plan).items()}
+        device = self._staging.upload(arrays)
+        if len(host.table_positions):
+            self._tables.device.view(-1).scatter_(0, device["table_positions"], device["table_block_ids"])
+        return device
+
+    def _run_eager(
+        self, batch: Batch, host: HostStep, plans: list[tuple[slice, SamplingPlan]], step: SubmittedStep
+    ) -> None:
+        device = self._upload(host, plans)
+        token_ids = device["token_ids"]
+        if (host.token_ids < 0).any():
+            last = device["query_start"][1:].long() - 1
+            own, sampled = token_ids[last], self._last_ids[device["slots"]]
+            token_ids.index_copy_(0, last, torch.where(own < 0, sampled, own))
+        max_query_len = int(np.diff(host.query_start).max())
+        hidden = self._model(token_ids, self._context(device, max_query_len, int(host.seq_lens.max())))
+        self._gather_prompt_logprobs(batch, host, hidden, step)
+        if plans:
+            logits = self._model.logits(hidden[device["sample_tokens"]])
+            self._sample(logits, None, plans, device, step)
+
+    def _run_graph(
+        self, size: int, host: HostStep, plans: list[tuple[slice, SamplingPlan]], step: SubmittedStep
+    ) -> None:
+        device = self._upload(host.padded(size, self._idle_slot), plans)
+        assert self._graphs is not None
+        self._graphs.replay(size)
+        num_rows = len(host.slots)
+        self._sample(self._graph_logits[:num_rows], self._graph_ids[:num_rows], plans, device, step)
+
+    def _upload_idle_step(self, num_rows: int) -> None:
+        self._upload(idle_step(num_rows, self._idle_slot), [])
+
+    def _decode_step(self, num_rows: int) -> None:
+        """What a graph holds: a decode step of fixed size, from staged inputs to greedy ids, in memory that stays."""
+        device = self._staging.views(step_arrays(idle_step(num_rows, self._idle_slot)))
+        slots = device["slots"]
+        token_ids = torch.where(device["token_ids"] < 0, self._last_ids[slots], device["token_ids"])
+        hidden = self._model(token_ids, self._context(device, 1, self._config.max_model_len))
+        logits = self._model.logits(hidden)
+        ids = sampler.sample_greedy(logits)
+        self._graph_logits[:num_rows].copy_(logits)
+        self._graph_ids[:num_rows].copy_(ids)
+        self._last_ids.index_copy_(0, slots, ids.clamp(min=0))
+
+    def _context(self, device: dict[str, torch.Tensor], max_query_len: int, max_seq_len: int) -> ForwardContext:
+        num_blocks = -(-max_seq_len // self.block_size)
+        return ForwardContext(
+            positions=device["positions"],
+            slot_mapping=device["slot_mapping"],
+            block_tables=self._tables.device[:, :num_blocks].index_select(0, device["slots"]),
+            seq_lens=device["seq_lens"],
+            query_start=device["query_start"],
+            max_query_len=max_query_len,
+            max_seq_len=max_seq_len,
+            kv_caches=self.kv_cache.layers,
+        )
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        greedy_ids: torch.Tensor | None,
+        plans: list[tuple[slice, SamplingPlan]],
+        device: dict[str, torch.Tensor],
+        step: SubmittedStep,
+    ) -> None:
+        """Sample every slice, remember the ids on the device, start them on their way to the host.
+
+        greedy_ids: where they are known already; random rows then replace what the graph put into `_last_ids`.
+        """
+        parts = []
+        for index, (part, plan) in enumerate(plans):
+            if plan.is_argmax and greedy_ids is not None:
+                parts.append(greedy_ids[part])
+            else:
+                inputs = {name: device.get(f"{name}/{index}") for name in sampler.PLAN_ARRAYS}
+                parts.append(sampler.sample(logits[part], plan, inputs, self._sampling))
+                if plan.needs_history:
+                    self._sampling.append(inputs["slots"], inputs["history_lengths"], parts[-1])
+            if (plan.num_logprobs > NO_LOGPROBS).any():
+                rows, tensors = sampler.sampled_logprobs(logits[part], parts[-1], plan)
+                wanted = [step.sample_rows[part][row] for row in rows.tolist()]
+                step.logprobs.append((wanted, plan.num_logprobs[rows].tolist(), logprobs_to_host(tensors)))
+        ids = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if greedy_ids is None or not all(plan.is_argmax for _, plan in plans):
+            self._last_ids.index_copy_(0, device["sample_slots"], ids.clamp(min=0))
+        step.token_ids = to_host(ids)
+
+    def _gather_prompt_logprobs(self, batch: Batch, host: HostStep, hidden: torch.Tensor, step: SubmittedStep) -> None:
+        """For the rows that ask; in slices of tokens, as [tokens, vocabulary] would be huge."""
+        for index, row in enumerate(batch.rows):
+            if not row.prompt_logprobs:
+                continue
+            prompt, count = self._prompts[row.slot]
+            targets = torch.from_numpy(prompt[row.start + 1 : row.start + len(row.token_ids) + 1])
+            targets = targets.to(self.device, non_blocking=True)
+            begin = int(host.query_start[index])
+            parts = []
+            for part in sampler.slice_rows(len(targets), self._vocab_size):
+                logits = self._model.logits(hidden[begin + part.start : begin + part.stop])
+                parts.append(gather_logprobs(logits, targets[part], count))
+            if parts:
+                step.prompt_logprobs.append((index, count, logprobs_to_host(concatenate(parts))))
