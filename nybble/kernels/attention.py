@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from nybble.kernels import triton
 from nybble.kernels.op import Cost, Impl, Op, always
+
+QUERY_BLOCK = 128
 
 
 def reference(
@@ -48,35 +49,48 @@ def reference(
         first = 0 if sliding_window is None else max(0, seq_len - (end - begin) + 1 - sliding_window)
         first_block = first // block_size
         blocks = block_tables[row, first_block : -(-seq_len // block_size)]
-        key, value = (_gather(cache, blocks, first_block, first, seq_len) for cache in (key_cache, value_cache))
-        output[begin:end] = _attend(q[begin:end], key, value, scale, sliding_window)
+        inside = slice(first - first_block * block_size, seq_len - first_block * block_size)
+        key, value = (_gather(cache, blocks)[:, inside] for cache in (key_cache, value_cache))
+        _attend(q[begin:end], key, value, scale, sliding_window, output[begin:end])
     return output
 
 
-def _gather(cache: torch.Tensor, blocks: torch.Tensor, first_block: int, first: int, seq_len: int) -> torch.Tensor:
-    """Positions first … seq_len − 1 as [Hk, length, D]."""
-    offset = first_block * cache.shape[2]
-    return cache[blocks].transpose(0, 1).flatten(1, 2)[:, first - offset : seq_len - offset]
+def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The named blocks side by side in fp32 (or wider), [Hk, positions, D]."""
+    wide = torch.promote_types(cache.dtype, torch.float32)
+    chosen = cache.index_select(0, blocks).transpose(0, 1)
+    return chosen.to(wide, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
 def _attend(
-    q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, sliding_window: int | None
-) -> torch.Tensor:
-    """q [L, Hq, D] against key and value [Hk, S, D], whose last L positions are the queries' own."""
-    length, seen = q.shape[0], key.shape[1]
-    mask = None
-    if length > 1:
-        distance = torch.arange(seen - length, seen).unsqueeze(1) - torch.arange(seen)
-        mask = (distance >= 0) if sliding_window is None else (distance >= 0) & (distance < sliding_window)
-        mask = mask.to(q.device)
-    return F.scaled_dot_product_attention(
-        q.transpose(0, 1).unsqueeze(0),
-        key.unsqueeze(0),
-        value.unsqueeze(0),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=True,
-    )[0].transpose(0, 1)
+    q: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    sliding_window: int | None,
+    output: torch.Tensor,
+) -> None:
+    """q [L, Hq, D] against key and value [Hk, S, D], whose last L positions are the queries' own; fills `output`.
+
+    In fp32: CPUs are slow in 16 bit. QUERY_BLOCK queries at a time: that bounds the score matrix and skips the
+    keys that no query of a block may see.
+    """
+    length, (kv_heads, seen, _) = q.shape[0], key.shape
+    q = q.to(key.dtype) * scale
+    for begin in range(0, length, QUERY_BLOCK):
+        end = min(begin + QUERY_BLOCK, length)
+        last = seen - length + end  # keys before it are visible to this block
+        first = 0 if sliding_window is None else max(0, last - (end - begin) + 1 - sliding_window)
+        # [L, Hk · group, D] → [Hk, group · L, D]: the heads of one KV head are rows of one product.
+        rows = q[begin:end].unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+        scores = rows @ key[:, first:last].transpose(1, 2)
+        if end - begin > 1:
+            position = torch.arange(last - (end - begin), last, device=q.device).unsqueeze(1)
+            j = torch.arange(first, last, device=q.device)
+            hidden = j > position if sliding_window is None else (j > position) | (j <= position - sliding_window)
+            scores.unflatten(1, (-1, end - begin)).masked_fill_(hidden, -torch.inf)
+        out = scores.softmax(-1) @ value[:, first:last]
+        output[begin:end].copy_(out.unflatten(1, (-1, end - begin)).permute(2, 0, 1, 3).flatten(1, 2))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does an implementation compute what its operation's reference says? One case, one number.
 
-The reference runs in float64 on the CPU, on the very inputs that the implementation gets. Memory that a launch
+The reference runs in float64 on the very inputs that the implementation gets. Memory that a launch
 allocates is filled with NaN first, so an element that nobody writes shows. Run as a program it checks every
 implementation that supports this machine:
 
@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from nybble.kernels import attention, dense_linear, int4_linear, kv_write, rms_norm, rotary, silu_mul
 from nybble.kernels.int4_weight import Int4Weight
-from nybble.kernels.op import Impl, Op, Spec
+from nybble.kernels.op import Impl, Spec
 
 MODULES = (attention, dense_linear, int4_linear, kv_write, rms_norm, rotary, silu_mul)
 OPS = {module.OP.name: module.OP for module in MODULES}
@@ -28,13 +29,14 @@ OPS = {module.OP.name: module.OP for module in MODULES}
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-5}
 
 
-def measure(op: Op, impl: Impl, case: Any, dtype: torch.dtype, device: torch.device, seed: int = 0) -> float:
+def measure(op_name: str, impl_name: str, case: Any, dtype: torch.dtype, device: torch.device, seed: int = 0) -> float:
     """The largest relative error among what `launch` returns and the tensors it was given.
 
     Arguments count too: operations in place change some, and none may change the others.
     """
-    generator = torch.Generator(device).manual_seed(seed)
-    arguments = case.arguments(device, dtype, generator)
+    op = OPS[op_name]
+    impl = next(impl for impl in op.all_impls if impl.name == impl_name)
+    arguments = case.arguments(device, dtype, torch.Generator(device).manual_seed(seed))
     exact = {name: to_float64(value) for name, value in arguments.items()}
     if impl.prepare is not None:
         arguments["weight"] = impl.prepare(arguments["weight"])
@@ -47,12 +49,12 @@ def measure(op: Op, impl: Impl, case: Any, dtype: torch.dtype, device: torch.dev
 
 
 def to_float64(value: Any) -> Any:
-    """A copy on the CPU, floating-point tensors widened."""
+    """A copy, its floating-point tensors widened."""
     if isinstance(value, Int4Weight):
-        return Int4Weight(value.qweight.cpu(), value.scales.double().cpu(), value.zeros.cpu(), value.group_size)
+        return replace(value, scales=value.scales.double())
     if not isinstance(value, torch.Tensor):
         return value
-    return (value.double() if value.is_floating_point() else value.clone()).cpu()
+    return value.double() if value.is_floating_point() else value.clone()
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -61,7 +63,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     """‖result − expected‖ / ‖expected‖; infinite where only one of them is NaN."""
-    result, expected = result.double().cpu(), expected.double()
+    result, expected = result.double(), expected.double()  # arguments may be integers
     assert result.shape == expected.shape, (result.shape, expected.shape)
     if not torch.equal(result.isnan(), expected.isnan()):
         return float("inf")
@@ -82,26 +84,27 @@ def poisoned_memory() -> Iterator[None]:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def sizes_of(case: Any) -> Mapping[str, int]:
-    """What `supports` may want to know, as layers put it."""
-    return {name: value for name, value in vars(case).items() if isinstance(value, int)}
+def supported(op_name: str, case: Any, dtype: torch.dtype, device: torch.device) -> list[Impl]:
+    """The implementations, besides the reference, that take this case here."""
+    sizes = {name: value for name, value in vars(case).items() if isinstance(value, int)}
+    spec = Spec(device=device, dtype=dtype, sizes=sizes)
+    return [impl for impl in OPS[op_name].impls if impl.supports(spec) is None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check the kernels against their references.")
-    parser.add_argument("operations", nargs="*", choices=[*OPS, []])
+    parser.add_argument("operations", nargs="*", metavar="operation", help=f"of {', '.join(OPS)}; default: all")
     parser.add_argument("--small", action="store_true", help="leave out the sizes of real models")
     options = parser.parse_args()
+    if unknown := set(options.operations) - set(OPS):
+        parser.error(f"no operation {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     failures = 0
     for name in options.operations or OPS:
-        op = OPS[name]
-        for impl in op.impls:
+        for case in OPS[name].cases(not options.small):
             for dtype, tolerance in TOLERANCE.items():
-                for case in op.cases(not options.small):
-                    if impl.supports(Spec(device=device, dtype=dtype, sizes=sizes_of(case))) is not None:
-                        continue
-                    error = measure(op, impl, case, dtype, device)
+                for impl in supported(name, case, dtype, device):
+                    error = measure(name, impl.name, case, dtype, device)
                     failures += not error <= tolerance
                     verdict = "ok" if error <= tolerance else "WRONG"
                     print(f"{verdict:5} {error:.1e} {name}={impl.name} {str(dtype)[6:]} {case}", flush=True)

@@ -25,13 +25,13 @@ def reference(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    used = slot_mapping >= 0
-    if not bool(used.all()):
+    if slot_mapping.numel() and int(slot_mapping.amin()) < 0:
+        used = slot_mapping >= 0
         k, v, slot_mapping = k[used], v[used], slot_mapping[used]
     block_size = key_cache.shape[2]
-    block, offset = slot_mapping // block_size, slot_mapping % block_size
-    key_cache[block, :, offset] = k.to(key_cache.dtype)
-    value_cache[block, :, offset] = v.to(value_cache.dtype)
+    at = (slot_mapping // block_size, slot_mapping % block_size)
+    key_cache.transpose(1, 2).index_put_(at, k.to(key_cache.dtype))
+    value_cache.transpose(1, 2).index_put_(at, v.to(value_cache.dtype))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Rotary position embedding, in place, on halves (the NeoX way).
 
-    q [T, Hq, D], k [T, Hk, D]: views into the fused projection, last dimension contiguous;  R = rotary_dim ≤ D
-    cos_sin [P, R] fp32: row p holds cos(p·θ_i) | sin(p·θ_i), i < R/2;  positions [T] int64
-    (a_i, b_i) = (q_i, q_{i+R/2})  →  (a·cos − b·sin, b·cos + a·sin)      in fp32, rounded once; the rest stays
-    bytes: 2·T·(Hq + Hk)·R·itemsize + 4·T·R
+q [T, Hq, D], k [T, Hk, D]: views into the fused projection, last dimension contiguous;  R = rotary_dim ≤ D
+cos_sin [P, R] fp32: row p holds cos(p·θ_i) | sin(p·θ_i), i < R/2;  positions [T] int64
+(a_i, b_i) = (q_i, q_{i+R/2})  →  (a·cos − b·sin, b·cos + a·sin)      in fp32, rounded once; the rest stays
+bytes: 2·T·(Hq + Hk)·R·itemsize + 4·T·R
 """
 
 from __future__ import annotations

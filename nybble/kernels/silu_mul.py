@@ -1,7 +1,7 @@
 """The gated activation of an MLP.
 
-    gate_up [T, 2·I] = gate | up → silu(gate) · up [T, I],   silu(a) = a / (1 + e^−a)
-    bytes: 3·T·I·itemsize;  flops: ~6·T·I
+gate_up [T, 2·I] = gate | up → silu(gate) · up [T, I],   silu(a) = a / (1 + e^−a)
+bytes: 3·T·I·itemsize;  flops: ~6·T·I
 """
 
 from __future__ import annotations

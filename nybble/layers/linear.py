@@ -5,19 +5,16 @@ Owns: gathering its stored tensors, the weight in its kernel's layout. Does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from itertools import accumulate
-from typing import Any
-
 import torch
 from torch import nn
-from torch.nn import functional
 
 from nybble.core.errors import UnsupportedError
 from nybble.formats import Quantization
 from nybble.formats.format import Format, StoredTensor
-from nybble.kernels import int4_linear
+from nybble.kernels import dense_linear, int4_linear
 from nybble.kernels.int4_weight import Int4Weight
 from nybble.layers.slot import Slot
 from nybble.layers.target import Target
@@ -83,22 +80,15 @@ class Linear(nn.Module):
             bias = None
         weight = self._format.repack(self._raw, self.target.dtype)
         self._raw.clear()
+        sizes = {"out_features": self.out_features, "in_features": self.in_features}
         if isinstance(weight, Int4Weight):
             self.weight_bytes = weight.qweight.nbytes + weight.scales.nbytes + weight.zeros.nbytes
-            impl = self.target.bind(
-                int4_linear.OP,
-                out_features=self.out_features,
-                in_features=self.in_features,
-                group_size=weight.group_size,
-            )
-            assert impl.prepare is not None, f"{int4_linear.OP.name}={impl.name} has no prepare"
-            self._install(impl.launch, impl.prepare(weight), bias)
+            impl = self.target.bind(int4_linear.OP, **sizes, group_size=weight.group_size)
         else:
             self.weight_bytes = weight.nbytes
-            self._install(functional.linear, weight, bias)
-
-    def _install(self, multiply: Callable[..., torch.Tensor], weight: Any, bias: torch.Tensor | None) -> None:
-        self._multiply, self._weight, self._bias = multiply, weight, bias
+            impl = self.target.bind(dense_linear.OP, **sizes)
+        assert impl.prepare is not None, f"{impl.name} has no prepare"
+        self._multiply, self._weight, self._bias = impl.launch, impl.prepare(weight), bias
         self.weight_bytes += 0 if bias is None else bias.nbytes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

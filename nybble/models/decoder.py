@@ -46,7 +46,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, target: Target, config: DecoderConfig, attention: AttentionFactory, num_positions: int) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(target, config.vocab_size, config.hidden_size)
+        tied = config.tie_word_embeddings
+        self.embed_tokens = Embedding(target, config.vocab_size, config.hidden_size, tied=tied)
         rotary = RotaryEmbedding(target, config.rope, num_positions=num_positions, head_dim=config.head_dim)
         self.layers = nn.ModuleList(
             DecoderLayer(target, config, attention(target, config, layer, rotary)) for layer in range(config.num_layers)

@@ -106,7 +106,7 @@ def test_chunked_prefill_mixed_with_decode(pair: tuple[CausalLM, PreTrainedModel
 def test_greedy_tokens_alone_and_batched(pair: tuple[CausalLM, PreTrainedModel]) -> None:
     model, reference = pair
     expected = {name: reference_greedy(reference, prompt, NUM_TOKENS) for name, prompt in PROMPTS.items()}
-    assert len({token for out in expected.values() for token in out}) > 20  # not one token over and over
+    assert len({token for out in expected.values() for token in out}) > 12  # not one token over and over
     assert PagedDriver(model).greedy(PROMPTS, NUM_TOKENS) == expected
     assert PagedDriver(model).greedy({"a": PROMPTS["a"]}, NUM_TOKENS) == {"a": expected["a"]}
 

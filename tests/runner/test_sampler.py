@@ -213,3 +213,13 @@ def test_a_batch_asks_for_no_more_work_than_its_rows_do(mixed: tuple[SamplingSta
     assert plain.bad_words is None
     assert state.plan(np.arange(len(logits)), np.full(len(logits), 4)).num_sorted == VOCAB
     assert state.plan(np.array([list(CASES).index("top_k")]), np.array([4])).num_sorted == 4
+
+
+def test_a_reused_slot_forgets_its_allowed_tokens_beside_a_row_that_has_some() -> None:
+    state = SamplingState(small_config(vocab_size=VOCAB), VOCAB, torch.device("cpu"))
+    for slot, allowed in ((0, [5]), (1, [6]), (0, None)):
+        params = SamplingParams(temperature=0.0, allowed_token_ids=allowed)
+        state.start(SequenceStart(slot=slot, params=params, prompt_token_ids=[1]))
+    logits = torch.zeros(2, VOCAB)
+    logits[:, 9] = 1.0
+    assert run(state, logits, np.array([0, 1]), np.array([0, 0])) == [9, 6]

@@ -108,7 +108,7 @@ def random_parameter(name: str, shape: torch.Size, generator: torch.Generator) -
     if name.endswith("norm.weight"):
         return 1 + 0.2 * noise
     if name.endswith("bias"):
-        return 0.3 * noise
+        return 0.1 * noise
     return 0.1 * noise if "embed_tokens" in name else noise * shape[-1] ** -0.5
 
 
@@ -166,7 +166,7 @@ def quantization_config(quantized: Quantized) -> dict[str, Any]:
 def quantize_linears(
     reference: PreTrainedModel, tensors: dict[str, torch.Tensor], quantized: Quantized, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Give each decoder linear random 4-bit values: dequantized in `reference`, packed as a result, gone from `tensors`."""
+    """Give each decoder linear random 4-bit values: dequantized in `reference`, packed as a result, not in tensors."""
     rng = np.random.default_rng(seed)
     packed: dict[str, torch.Tensor] = {}
     for name, module in reference.model.named_modules(prefix="model"):

@@ -54,7 +54,8 @@ def answer_with_transformers(checkpoint: Path, prompts: list[str]) -> list[str]:
     config.quantization_config = None
     model = Qwen2ForCausalLM(config).float().eval()
     missing, unexpected = model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    assert missing in ([], ["lm_head.weight"]) and not unexpected, (missing, unexpected)
+    assert missing in ([], ["lm_head.weight"]), missing  # tied to the embedding
+    assert not unexpected, unexpected
     model.tie_weights()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 

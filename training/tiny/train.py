@@ -4,7 +4,7 @@ The text is made while training, so nothing is seen twice, and batch *n* depends
 third every second step runs with weights rounded to four bits: the one set of weights that comes out answers well both
 as it is and after quantize.py. The command and the result that made the shipped model are in README.md.
 
-    python -m training.tiny.train OUTPUT_DIRECTORY [--steps N | --minutes M] [--batch-tokens N]
+    python -m training.tiny.train OUTPUT_DIRECTORY [--steps N] [--batch-tokens N] [--workers N]
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import time
-from collections import defaultdict
 from pathlib import Path
 from random import Random
 
@@ -33,7 +32,6 @@ LONG_SHARE = 0.25
 IGNORE = -100
 PEAK_LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 2e-3, 300, 0.1
 QUANTIZED_FROM = 2 / 3  # of all steps
-MEASURED_STEPS = range(30, 80)  # --minutes times these
 
 
 def encode(tokenizer: Tokenizer, documents: list[list[tuple[str, bool]]], width: int) -> tuple[torch.Tensor, ...]:
@@ -58,11 +56,12 @@ def encode(tokenizer: Tokenizer, documents: list[list[tuple[str, bool]]], width:
 class Batches(Dataset):
     """Batch number → (ids, labels). Each is made anew from the seed and its number, in whatever process asks."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, batch_tokens: int) -> None:
-        self.tokenizer, self.seed, self.batch_tokens = tokenizer, seed, batch_tokens
+    def __init__(self, tokenizer: Tokenizer, arguments: argparse.Namespace) -> None:
+        self.tokenizer, self.num_batches = tokenizer, arguments.steps
+        self.seed, self.batch_tokens = arguments.seed, arguments.batch_tokens
 
     def __len__(self) -> int:
-        return 1_000_000
+        return self.num_batches
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
         rng = Random(f"{self.seed} {number}")
@@ -84,22 +83,17 @@ class HeldOut:
     """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        self.problems = list(held_out_problems())
-        documents = [chat_segments([(problem.question, problem.answer)]) for problem in self.problems]
+        documents = [chat_segments([(problem.question, problem.answer)]) for problem in held_out_problems()]
         self.ids, self.labels = (t.to(device) for t in encode(tokenizer, documents, width=144))
 
     @torch.no_grad()
-    def accuracy(self, model: TinyModel, *, quantized: bool) -> tuple[float, dict[str, float]]:
-        """Share of right answers over all, and for each task."""
+    def accuracy(self, model: TinyModel, *, quantized: bool) -> float:
+        """Share of right answers, with weights as they are or rounded to four bits."""
         model.set_quantized(quantized)
-        by_task: dict[str, list[bool]] = defaultdict(list)
         batches = zip(self.ids.split(256), self.labels.split(256), strict=True)
         right = [((model(ids).argmax(-1) == labels) | (labels == IGNORE)).all(1) for ids, labels in batches]
-        for problem, is_right in zip(self.problems, torch.cat(right).tolist(), strict=True):
-            by_task[problem.task].append(is_right)
         model.set_quantized(False)
-        overall = sum(map(sum, by_task.values())) / len(self.problems)
-        return overall, {task: sum(rights) / len(rights) for task, rights in by_task.items()}
+        return torch.cat(right).float().mean().item()
 
 
 def save(model: TinyModel, tokenizer: Tokenizer, directory: Path) -> None:
@@ -125,68 +119,48 @@ def make_optimizer(model: TinyModel, device: torch.device) -> torch.optim.Optimi
 
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = train_tokenizer(seed=arguments.seed)
     model = TinyModel(TinyConfig(vocab_size=tokenizer.get_vocab_size())).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}")
     held_out = HeldOut(tokenizer, device)
     optimizer = make_optimizer(model, device)
-    batches = Batches(tokenizer, arguments.seed, arguments.batch_tokens)
+    batches = Batches(tokenizer, arguments)
     loader = DataLoader(batches, batch_size=None, num_workers=arguments.workers, pin_memory=device.type == "cuda")
-    num_steps, start, losses = arguments.steps, time.monotonic(), []
-    deadline_start = start
-
-    for step, (ids, labels) in enumerate(loader):
-        if arguments.minutes and step == MEASURED_STEPS.start:
-            deadline_start = synchronized_time(device)
-        if arguments.minutes and step == MEASURED_STEPS.stop:
-            seconds = (synchronized_time(device) - deadline_start) / len(MEASURED_STEPS)
-            num_steps = step + int((arguments.minutes * 60 - (time.monotonic() - start)) / seconds)
-            print(f"{seconds * 1000:.1f} ms a step; to repeat this run: --steps {num_steps}")
+    start, losses = time.monotonic(), []
+    for step, batch in enumerate(loader):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, num_steps)
-        model.set_quantized(step >= QUANTIZED_FROM * num_steps and step % 2 == 0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(ids.to(device, non_blocking=True))
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.to(device, non_blocking=True).flatten())
+            group["lr"] = learning_rate(step, arguments.steps)
+        model.set_quantized(step >= QUANTIZED_FROM * arguments.steps and step % 2 == 0)
+        loss = loss_of(model, *(tensor.to(device, non_blocking=True) for tensor in batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-        if (step + 1) % arguments.report_every == 0 or step + 1 == num_steps:
-            report(step + 1, start, losses, model, held_out)
+        if (step + 1) % arguments.report_every == 0 or step + 1 == arguments.steps:
+            report(step + 1, time.monotonic() - start, torch.stack(losses).mean().item(), model, held_out)
             save(model, tokenizer, arguments.output)
             losses.clear()
-        if step + 1 == num_steps:
-            break
-
-    for quantized in (False, True):
-        overall, by_task = held_out.accuracy(model, quantized=quantized)
-        print("int4  " if quantized else "16 bit", f"{overall:.3f}", {k: round(v, 2) for k, v in by_task.items()})
 
 
-def synchronized_time(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic()
+def loss_of(model: TinyModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the learned tokens; products in bfloat16 on a GPU, weights always float32."""
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        return F.cross_entropy(model(ids).flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
 
-def report(step: int, start: float, losses: list[torch.Tensor], model: TinyModel, held_out: HeldOut) -> None:
-    plain, quantized = (held_out.accuracy(model, quantized=q)[0] for q in (False, True))
-    loss = torch.stack(losses).mean().item()
-    seconds = time.monotonic() - start
-    print(
-        f"step {step:6d}  {seconds:5.0f} s  loss {loss:.4f}  held-out {plain:.3f}  rounded {quantized:.3f}", flush=True
-    )
+def report(step: int, seconds: float, loss: float, model: TinyModel, held_out: HeldOut) -> None:
+    plain, rounded = held_out.accuracy(model, quantized=False), held_out.accuracy(model, quantized=True)
+    accuracies = f"held-out {plain:.3f}  rounded {rounded:.3f}"
+    print(f"step {step:6d}  {seconds:5.0f} s  loss {loss:.4f}  {accuracies}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, help="choose the steps to take about so long on this machine")
+    parser.add_argument("--steps", type=int, default=5775)
     parser.add_argument("--batch-tokens", type=int, default=65536)
     parser.add_argument("--report-every", type=int, default=500)
     parser.add_argument("--workers", type=int, default=0, help="processes that make text")

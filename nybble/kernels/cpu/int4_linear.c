@@ -1,140 +1,175 @@
-/* y = x · W^T for a 4-bit W, on any CPU with vectors of floats; GCC and Clang vector extensions, no intrinsics.
+/* y = x · Wᵀ + bias with 4-bit W.
  *
- * W is stored in tiles of 32 output columns. Eight consecutive k of a tile are 32 words of 32 bits, one a column; nibble s
- * of a word is the code of the s-th k. scales and zeros are [tile][group][32]. All sums are fp32: the result is as exact as
- * a float GEMM's.
+ * W lies in tiles of TILE output columns: [tile][k / 8][TILE] words of 32 bits; nibble i of a word is the code of its
+ * column at k + i. A tile is read once, front to back; lanes are columns, so nothing is ever added across lanes. scales
+ * and zeros are [tile][group][TILE].
  *
- * Few rows: a code is masked in place and converted, so it is 16^s times too large; the caller gives x a second time with
- * every k multiplied by 16^-(k mod 8), which is exact. A group's sum is corrected by zero · Σx before the scale is applied.
- * Many rows: a group of a tile becomes floats in a scratch of at most 32 KB that serves all rows.
+ * A code is masked where it stands and converted: q · 16^i. That is two instructions for a vector of weights, because
+ * the activations are made once as x · 16^-i, which is exact. Zero points cost nothing in the inner loop:
+ *
+ *     y += scale · (Σ q·x − zero · Σ x)          for each group of k, all in fp32
+ *
+ * Each y is one chain of fused multiply-adds in the order of k, whatever the shape of the block it is computed in. So a
+ * row's result depends neither on how many other rows there are nor on the number of threads.
  */
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
+#include "threads.h"
+#include "vectors.h"
+
 #define TILE 32
-#define VECTORS 4 /* of 8 floats: one tile row */
-#define MAX_GROUP 256
-#define FEW_ROWS 4
-#define ROWS 6 /* 6 rows × 16 columns = 12 accumulators: what 16 vector registers can feed */
+#define VECTORS (TILE / LANES)
+#define BLOCK_ROWS 4
+#define CHUNK_ROWS 96 /* whose sums are kept at once, on the stack */
 
-typedef float f8 __attribute__((vector_size(32), aligned(4)));
-typedef int32_t i8 __attribute__((vector_size(32), aligned(4)));
-typedef uint32_t u8 __attribute__((vector_size(32), aligned(4)));
+struct weight { /* known to the Python side */
+    const uint32_t *codes; /* [tiles, in_features / 8, TILE] */
+    const void *scales;    /* [tiles, groups, TILE] of scale_type */
+    const uint8_t *zeros;  /* [tiles, groups, TILE] */
+    int64_t in_features, out_features, group_size, scale_type;
+};
 
-#define INLINE static inline __attribute__((always_inline))
+struct job {
+    const struct weight *weight;
+    const void *x, *bias; /* [rows, in_features], [out_features] or NULL; of `type`, as y */
+    void *y;              /* [rows, out_features] */
+    float *shifted;       /* [rows, in_features]: x · 16^-i */
+    float *sums;          /* [rows, groups]: Σx */
+    int64_t rows, groups;
+    enum type type;
+};
 
-INLINE f8 load(const float *p) { return *(const f8 *)p; }
-
-/* Nibble s of each word, times 16^s; the topmost one is shifted down, because it would reach the sign. */
-INLINE f8 nibble(u8 words, int s) {
-    const u8 code = s < 7 ? words & (15u << 4 * s) : words >> 28;
-    return __builtin_convertvector((i8)code, f8);
+INLINE void shift(const struct job *j, enum type type, int64_t row) {
+    static const float powers[16] = {1, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-20f, 0x1p-24f, 1,
+                                     1, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-20f, 0x1p-24f, 1};
+    const int64_t group_size = j->weight->group_size;
+    for (int64_t group = 0, at = row * j->weight->in_features; group < j->groups; group++) {
+        floats sum = {0};
+        for (int64_t k = 0; k < group_size; k += LANES, at += LANES) {
+            const floats x = load(type, j->x, at);
+            *(floats *)(j->shifted + at) = x * *(const floats *)(powers + k % 8);
+            sum += x;
+        }
+        j->sums[row * j->groups + group] = sum_of(sum);
+    }
 }
 
-/* y[rows][TILE] for one tile; `rows` is 1 or 2, a constant where inlined. */
-INLINE void few_rows(int rows, const float *x, const float *x_shifted, ptrdiff_t x_stride, const uint32_t *tile,
-                     const float *scales, const float *zeros, ptrdiff_t groups, ptrdiff_t group_size, float *y,
-                     ptrdiff_t y_stride) {
-    f8 acc[2][VECTORS] = {{{0}}};
-    for (ptrdiff_t g = 0; g < groups; g++, scales += TILE, zeros += TILE) {
-        f8 part[2][VECTORS] = {{{0}}}; /* of row r; a single row has two chains, to hide the latency of additions */
-        f8 sums[2] = {{0}};
-        for (ptrdiff_t k = g * group_size; k < (g + 1) * group_size; k += 8, tile += 8 * TILE / 8) {
-            for (int r = 0; r < rows; r++) sums[r] += load(x + r * x_stride + k);
-            for (int v = 0; v < VECTORS; v++) {
-                const u8 words = *(const u8 *)(tile + 8 * v);
-                for (int s = 0; s < 8; s++) {
-                    const f8 w = nibble(words, s);
-                    if (rows == 1)
-                        part[s & 1][v] += x_shifted[k + s] * w;
-                    else
-                        for (int r = 0; r < rows; r++) part[r][v] += x_shifted[r * x_stride + k + s] * w;
-                }
-            }
+static void shift_row(const void *job, int64_t row) {
+    const struct job *j = job;
+    if (j->type == FLOAT32)
+        shift(j, FLOAT32, row);
+    else if (j->type == BFLOAT16)
+        shift(j, BFLOAT16, row);
+    else
+        shift(j, FLOAT16, row);
+}
+
+/* Nibble i of each word, times 16^i; the topmost is moved down instead: it would reach the sign. */
+INLINE floats code(words w, int i) {
+    const words q = i < 7 ? (words)(w & (15u << 4 * i)) : (words)(w >> 28);
+    return __builtin_convertvector((ints)q, floats);
+}
+
+struct group { /* one group of k in one tile */
+    const uint32_t *codes;
+    floats scales[VECTORS], zeros[VECTORS];
+};
+
+/* y[rows][TILE] += one group's products, in `vectors` vectors from `first` on. rows and vectors are constants where it
+ * is inlined: rows · vectors sums in registers hide the latency of an addition. x and sums point at the first row. */
+INLINE void block(int rows, int vectors, const struct job *j, const struct group *g, int first, const float *x,
+                  const float *sums, float *y) {
+    const int64_t x_stride = j->weight->in_features, group_size = j->weight->group_size;
+    const uint32_t *codes = g->codes + first * LANES;
+    floats acc[BLOCK_ROWS][VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) acc[r][v] = (floats){0};
+    for (int64_t k = 0; k < group_size; k += 8, codes += TILE, x += 8) {
+        if (rows <= 2) { /* memory is the limit; the hardware looks less far ahead. Past the end it does nothing. */
+            __builtin_prefetch((const char *)codes + 2048);
+            __builtin_prefetch((const char *)codes + 2048 + 64);
         }
-        for (int r = 0; r < rows; r++) {
-            float sum = 0;
-            for (int i = 0; i < 8; i++) sum += sums[r][i];
-            for (int v = 0; v < VECTORS; v++) {
-                const f8 total = rows == 1 ? part[0][v] + part[1][v] : part[r][v];
-                acc[r][v] += load(scales + 8 * v) * (total - load(zeros + 8 * v) * sum);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            for (int v = 0; v < vectors; v++) {
+                const floats q = code(*(const words *)(codes + v * LANES), i);
+                for (int r = 0; r < rows; r++) acc[r][v] += x[r * x_stride + i] * q;
             }
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) *(f8 *)(y + r * y_stride + 8 * v) = acc[r][v];
-}
-
-/* y[rows][16] += x[rows][group_size] · w[group_size][TILE], 16 columns of it; `rows` is a constant where inlined. */
-INLINE void block(int rows, const float *x, ptrdiff_t x_stride, const float *w, ptrdiff_t group_size, float *y,
-                  ptrdiff_t y_stride) {
-    f8 acc[ROWS][2];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < 2; v++) acc[r][v] = load(y + r * y_stride + 8 * v);
-    for (ptrdiff_t k = 0; k < group_size; k++, w += TILE) {
-        const f8 a = load(w), b = load(w + 8);
-        for (int r = 0; r < rows; r++) {
-            const float scalar = x[r * x_stride + k];
-            acc[r][0] += scalar * a;
-            acc[r][1] += scalar * b;
+        for (int v = 0; v < vectors; v++) {
+            floats *total = (floats *)(y + r * TILE + (first + v) * LANES);
+            *total += g->scales[first + v] * (acc[r][v] - g->zeros[first + v] * sums[r * j->groups]);
         }
-    }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < 2; v++) *(f8 *)(y + r * y_stride + 8 * v) = acc[r][v];
 }
 
-static void many_rows(const float *x, ptrdiff_t rows, ptrdiff_t in_features, const uint32_t *tile, const float *scales,
-                      const float *zeros, ptrdiff_t group_size, float *y, ptrdiff_t y_stride) {
-    float w[MAX_GROUP * TILE];
-    for (ptrdiff_t r = 0; r < rows; r++) memset(y + r * y_stride, 0, TILE * sizeof *y);
-    for (ptrdiff_t first = 0; first < in_features; first += group_size, scales += TILE, zeros += TILE) {
-        for (ptrdiff_t k = 0; k < group_size; k += 8, tile += TILE)
+/* Functions of their own: inlined into one another they would compete for registers, and the sums would lose. */
+#define BLOCK(name, rows, vectors)                                                                                \
+    static __attribute__((noinline)) void name(const struct job *j, const struct group *g, const float *x,        \
+                                               const float *sums, float *y) {                                     \
+        for (int first = 0; first < VECTORS; first += (vectors)) block(rows, vectors, j, g, first, x, sums, y);   \
+    }
+#define HALF (LANES == 16 ? VECTORS : VECTORS / 2) /* AVX-512 has registers for all columns of four rows */
+BLOCK(one_row, 1, VECTORS)
+BLOCK(two_rows, 2, VECTORS)
+BLOCK(three_rows, 3, HALF)
+BLOCK(four_rows, BLOCK_ROWS, HALF)
+
+static void group_rows(const struct job *j, const struct group *g, int64_t rows, const float *x, const float *sums,
+                       float *y) {
+    for (; rows >= BLOCK_ROWS; rows -= BLOCK_ROWS) {
+        four_rows(j, g, x, sums, y);
+        x += BLOCK_ROWS * j->weight->in_features;
+        sums += BLOCK_ROWS * j->groups;
+        y += BLOCK_ROWS * TILE;
+    }
+    if (rows == 3) three_rows(j, g, x, sums, y);
+    if (rows == 2) two_rows(j, g, x, sums, y);
+    if (rows == 1) one_row(j, g, x, sums, y);
+}
+
+static void write_rows(const struct job *j, int64_t first, int64_t rows, int64_t column, const float *y) {
+    const int64_t out_features = j->weight->out_features, left = out_features - column;
+    const int64_t size = j->type == FLOAT32 ? 4 : 2;
+    char line[TILE * sizeof(float)];
+    for (int64_t r = 0; r < rows; r++, y += TILE) {
+        for (int c = 0; c < TILE; c += LANES) store(j->type, line, c, *(const floats *)(y + c));
+        memcpy((char *)j->y + ((first + r) * out_features + column) * size, line, (left < TILE ? left : TILE) * size);
+    }
+}
+
+static void multiply_tile(const void *job, int64_t tile) {
+    const struct job *j = job;
+    const struct weight *w = j->weight;
+    const int64_t column = tile * TILE;
+    float y[CHUNK_ROWS * TILE], bias[TILE] = {0};
+    for (int c = 0; j->bias && c < TILE && column + c < w->out_features; c++)
+        bias[c] = load_one(j->type, j->bias, column + c);
+    for (int64_t first = 0; first < j->rows; first += CHUNK_ROWS) {
+        const int64_t rows = j->rows - first < CHUNK_ROWS ? j->rows - first : CHUNK_ROWS;
+        for (int64_t r = 0; r < rows; r++) memcpy(y + r * TILE, bias, sizeof bias);
+        for (int64_t n = 0; n < j->groups; n++) {
+            const int64_t k = n * w->group_size, at = (tile * j->groups + n) * TILE;
+            struct group g = {w->codes + (tile * w->in_features + k) / 8 * TILE, {{0}}, {{0}}};
             for (int v = 0; v < VECTORS; v++) {
-                const u8 words = *(const u8 *)(tile + 8 * v);
-                const f8 scale = load(scales + 8 * v), zero = load(zeros + 8 * v);
-                for (int s = 0; s < 8; s++) {
-                    const f8 code = __builtin_convertvector((i8)((words >> 4 * s) & 15u), f8);
-                    *(f8 *)(w + (k + s) * TILE + 8 * v) = (code - zero) * scale;
-                }
+                g.scales[v] = load(w->scale_type, w->scales, at + v * LANES);
+                g.zeros[v] = __builtin_convertvector(*(const bytes *)(w->zeros + at + v * LANES), floats);
             }
-        for (ptrdiff_t r = 0; r < rows; r += ROWS) {
-            const float *xr = x + r * in_features + first;
-            for (int half = 0; half < TILE; half += 16) {
-                float *yr = y + r * y_stride + half;
-                switch (rows - r) {
-                case 1: block(1, xr, in_features, w + half, group_size, yr, y_stride); break;
-                case 2: block(2, xr, in_features, w + half, group_size, yr, y_stride); break;
-                case 3: block(3, xr, in_features, w + half, group_size, yr, y_stride); break;
-                case 4: block(4, xr, in_features, w + half, group_size, yr, y_stride); break;
-                case 5: block(5, xr, in_features, w + half, group_size, yr, y_stride); break;
-                default: block(ROWS, xr, in_features, w + half, group_size, yr, y_stride);
-                }
-            }
+            group_rows(j, &g, rows, j->shifted + first * w->in_features + k, j->sums + first * j->groups + n, y);
         }
+        write_rows(j, first, rows, column, y);
     }
 }
 
-/* x [rows, in_features] → y [rows, tiles · 32], contiguous; y need not be initialized. x_shifted holds x · 16^-(k mod 8),
- * with 1 in place of 16^-7 where k mod 8 is 7; it is read for at most FEW_ROWS rows. group_size: a multiple of 8. */
-void int4_linear(const float *x, const float *x_shifted, const uint32_t *words, const float *scales, const float *zeros,
-                 float *y, int64_t rows, int64_t in_features, int64_t tiles, int64_t group_size, int threads) {
-    const ptrdiff_t groups = in_features / group_size, y_stride = tiles * TILE;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t t = 0; t < tiles; t++) {
-        const uint32_t *tile = words + t * in_features * (TILE / 8);
-        const float *s = scales + t * groups * TILE, *z = zeros + t * groups * TILE;
-        float *yt = y + t * TILE;
-        if (rows > FEW_ROWS) {
-            many_rows(x, rows, in_features, tile, s, z, group_size, yt, y_stride);
-            continue;
-        }
-        ptrdiff_t r = 0;
-        for (; r + 2 <= rows; r += 2)
-            few_rows(2, x + r * in_features, x_shifted + r * in_features, in_features, tile, s, z, groups, group_size,
-                     yt + r * y_stride, y_stride);
-        if (r < rows)
-            few_rows(1, x + r * in_features, x_shifted + r * in_features, in_features, tile, s, z, groups, group_size,
-                     yt + r * y_stride, y_stride);
-    }
+/* scratch: rows · (in_features + groups) floats; y need not be initialized. */
+void int4_linear(const struct weight *weight, const void *x, const void *bias, void *y, float *scratch, int64_t rows,
+                 int64_t type, parallel *run, int64_t threads) {
+    const struct threads pool = {run, threads};
+    const int64_t tiles = (weight->out_features + TILE - 1) / TILE, elements = rows * weight->in_features;
+    const struct job job = {.weight = weight, .x = x, .bias = bias, .y = y, .shifted = scratch,
+                            .sums = scratch + elements, .rows = rows, .type = (enum type)type,
+                            .groups = weight->in_features / weight->group_size};
+    for_each(pool, elements, rows, shift_row, &job);
+    for_each(pool, elements * weight->out_features, tiles, multiply_tile, &job);
 }

@@ -1,59 +1,63 @@
 """4-bit linear on CPUs. Meaning and shapes: `nybble.kernels.int4_linear`.
 
-    c      our C kernel: any dtype, exact in fp32, for 1 to thousands of rows; needs a C compiler on the machine
-    torch  torch's packed product: bf16 on x86 with AVX2 or newer; no compiler. It keeps a zero point as
-           (8 − zero) · scale rounded to bf16, so each weight of a group may be off by 2⁻⁹ · |8 − zero| · scale
+c      our C kernel: any dtype, exact in fp32, for any number of rows; needs a C compiler on the machine. A row's
+       result depends neither on the other rows nor on the number of threads
+torch  torch's packed product: bf16 on x86 with AVX2 or newer; no compiler. It keeps a zero point as
+       (8 − zero) · scale rounded to bf16, so each weight of a group may be off by 2⁻⁹ · |8 − zero| · scale
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 from dataclasses import dataclass
 
 import torch
 
-from nybble.kernels.cpu.compiler import BuildError, library
+from nybble.kernels.cpu import compiler
+from nybble.kernels.cpu.compiler import INTEGER, POINTER, TYPES
 from nybble.kernels.int4_weight import Int4Weight
 from nybble.kernels.op import Spec
 
-TILE = 32  # columns of a C tile; with FEW_ROWS and MAX_GROUP a constant of int4_linear.c
-FEW_ROWS = 4
-MAX_GROUP = 256
+TILE = 32  # columns of a C tile: a constant of int4_linear.c
+C_GROUPS = 32  # a group is a whole number of vectors and of words
 TORCH_GROUPS = (32, 64, 128, 256)
 TORCH_CHUNK = 4096  # output rows packed at once: torch wants an int32 for each code
 
 
+class WeightStruct(ctypes.Structure):
+    """`struct weight` of int4_linear.c."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("words", "scales", "zeros")),
+        *((name, INTEGER) for name in ("in_features", "out_features", "group_size", "scale_type")),
+    )
+
+
 @dataclass(frozen=True)
 class Tiled:
-    words: torch.Tensor  # int32 [N / 32, K / 8, 32]: eight consecutive k of one column
-    scales: torch.Tensor  # fp32 [N / 32, K / g, 32]
-    zeros: torch.Tensor  # fp32, the same
-    shift: torch.Tensor  # fp32 [K]: 16^−(k mod 8), but 1 where k mod 8 is 7
-    group_size: int
-    out_features: int
+    words: torch.Tensor  # int32 [N / 32, K / 8, 32]: eight consecutive k of one column; missing columns have scale 0
+    scales: torch.Tensor  # [N / 32, K / g, 32] in their own type
+    zeros: torch.Tensor  # uint8, the same
+    struct: WeightStruct  # points into these
 
 
 @functools.cache
 def c_function() -> ctypes._NamedFuncPointer:
-    function = library("int4_linear.c").int4_linear
-    function.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 4 + [ctypes.c_int]
+    function = compiler.library().int4_linear
+    function.argtypes = [POINTER] * 5 + [INTEGER] * 2 + [POINTER, INTEGER]
     function.restype = None
     return function
 
 
 def c_why_not(spec: Spec) -> str | None:
-    group_size = spec.sizes["group_size"]
-    if spec.device.type != "cpu" or not sys.platform.startswith("linux") or sys.byteorder != "little":
-        return "the C kernel is for little-endian CPUs under Linux"
-    if group_size % 8 or group_size > MAX_GROUP:
-        return f"groups must be a multiple of 8 up to {MAX_GROUP}, not {group_size}"
-    try:
-        c_function()
-    except BuildError as error:
-        return str(error)
-    return None
+    if spec.device.type != "cpu":
+        return "the C kernel runs on CPUs"
+    if spec.dtype not in TYPES:
+        return f"computes in fp16, bf16 or fp32, not {spec.dtype}"
+    if spec.sizes["group_size"] % C_GROUPS:
+        return f"groups must be a multiple of {C_GROUPS}, not {spec.sizes['group_size']}"
+    return compiler.why_not()
 
 
 def c_prepare(weight: Int4Weight) -> Tiled:
@@ -66,34 +70,32 @@ def c_prepare(weight: Int4Weight) -> Tiled:
         return padded.view(x.shape[0], tiles, TILE).transpose(0, 1).contiguous()
 
     # Four bytes of qweight are eight consecutive k, the lowest nibble first: exactly a word.
-    words = weight.qweight.contiguous().view(torch.int32).T
-    shift = torch.tensor([16.0**-s for s in range(7)] + [1.0]).repeat(k // 8)
-    scales, zeros = tiled(weight.scales.float()), tiled(weight.zeros.float())
-    return Tiled(tiled(words), scales, zeros, shift, weight.group_size, n)
+    words = tiled(weight.qweight.contiguous().view(torch.int32).T)
+    scales, zeros = tiled(weight.scales), tiled(weight.zeros)
+    pointers = (words.data_ptr(), scales.data_ptr(), zeros.data_ptr())
+    return Tiled(words, scales, zeros, WeightStruct(*pointers, k, n, weight.group_size, TYPES[scales.dtype]))
 
 
 def c_launch(x: torch.Tensor, weight: Tiled, bias: torch.Tensor | None) -> torch.Tensor:
+    struct = weight.struct
     rows, k = x.shape
-    assert k == weight.shift.shape[0], (x.shape, weight.shift.shape)
-    wide = x.float().contiguous()
-    shifted = wide * weight.shift if rows <= FEW_ROWS else wide
-    tiles = weight.words.shape[0]
-    y = torch.empty((rows, tiles * TILE))
+    assert k == struct.in_features, (x.shape, struct.in_features)
+    x = x.contiguous()
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    y = torch.empty((rows, struct.out_features), dtype=x.dtype)
+    scratch = torch.empty(rows * (k + k // struct.group_size))
     c_function()(
-        wide.data_ptr(),
-        shifted.data_ptr(),
-        weight.words.data_ptr(),
-        weight.scales.data_ptr(),
-        weight.zeros.data_ptr(),
+        ctypes.addressof(struct),
+        x.data_ptr(),
+        None if bias is None else bias.data_ptr(),
         y.data_ptr(),
+        scratch.data_ptr(),
         rows,
-        k,
-        tiles,
-        weight.group_size,
+        TYPES[x.dtype],
+        compiler.thread_pool(),
         torch.get_num_threads(),
     )
-    y = y[:, : weight.out_features]
-    return (y if bias is None else y.add_(bias)).to(x.dtype)
+    return y
 
 
 @dataclass(frozen=True)

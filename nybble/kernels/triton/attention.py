@@ -289,7 +289,8 @@ def launch(
     sliding_window: int | None,
 ) -> torch.Tensor:
     assert q.stride(2) == block_tables.stride(1) == 1, (q.stride(), block_tables.stride())
-    assert key_cache.is_contiguous() and value_cache.is_contiguous(), (key_cache.stride(), value_cache.stride())
+    assert key_cache.is_contiguous(), key_cache.stride()
+    assert value_cache.is_contiguous(), value_cache.stride()
     tokens, q_heads, head_dim = q.shape
     kv_heads, block_size = key_cache.shape[1:3]
     rows, group = seq_lens.shape[0], q_heads // kv_heads

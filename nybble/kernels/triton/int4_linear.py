@@ -153,7 +153,9 @@ def dequantize_kernel(
     i = tl.arange(0, 16)
     dtype: tl.constexpr = w_ptr.dtype.element_ty
     inside_n = n < N
-    words = tl.load(words_ptr + (block * 16 + i).to(tl.int64)[:, None] * N + n[None, :], mask=inside_n[None, :], other=0)
+    words = tl.load(
+        words_ptr + (block * 16 + i).to(tl.int64)[:, None] * N + n[None, :], mask=inside_n[None, :], other=0
+    )
     for j in tl.static_range(8):
         at = ((block * 128 + j * 16) // GROUP_SIZE).to(tl.int64) * N + n
         scale = tl.load(scales_ptr + at, mask=inside_n, other=0.0).to(tl.float32)
@@ -165,7 +167,8 @@ def dequantize_kernel(
 
 
 def launch(x: torch.Tensor, weight: Packed, bias: torch.Tensor | None) -> torch.Tensor:
-    assert x.dim() == 2 and x.stride(1) == 1, (x.shape, x.stride())
+    assert x.dim() == 2, x.shape
+    assert x.stride(1) == 1, x.stride()
     if x.shape[0] >= DEQUANTIZE_FROM:
         w = dequantize(weight, x.dtype)
         return torch.mm(x, w) if bias is None else torch.addmm(bias, x, w)

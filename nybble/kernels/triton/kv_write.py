@@ -46,7 +46,8 @@ def launch(
     slot_mapping: torch.Tensor,
 ) -> None:
     assert k.stride(2) == v.stride(2) == 1, (k.stride(), v.stride())
-    assert key_cache.is_contiguous() and value_cache.is_contiguous(), (key_cache.stride(), value_cache.stride())
+    assert key_cache.is_contiguous(), key_cache.stride()
+    assert value_cache.is_contiguous(), value_cache.stride()
     tokens, heads, head_dim = k.shape
     kv_write_kernel[(tokens,)](
         k,

@@ -40,7 +40,8 @@ def rms_norm_kernel(
 def launch(
     x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    assert x.dim() == 2 and x.stride(1) == 1, (x.shape, x.stride())
+    assert x.dim() == 2, x.shape
+    assert x.stride(1) == 1, x.stride()
     assert residual is None or residual.is_contiguous(), residual.stride()
     rows, hidden = x.shape
     y = torch.empty((rows, hidden), dtype=x.dtype, device=x.device)

@@ -29,7 +29,7 @@ def rotary_kernel(
     is_q = block < q_blocks
     heads = tl.where(is_q, Q_HEADS, K_HEADS)
     head_stride = tl.where(is_q, q_head_stride, k_head_stride)
-    if is_q:
+    if is_q:  # noqa: SIM108 — Triton's ternary takes no pointers
         base = q_ptr + token * q_token_stride
     else:
         base = k_ptr + token * k_token_stride
@@ -47,7 +47,8 @@ def rotary_kernel(
 
 
 def launch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor) -> None:
-    assert q.stride(2) == k.stride(2) == 1 and cos_sin.is_contiguous(), (q.stride(), k.stride(), cos_sin.stride())
+    assert q.stride(2) == k.stride(2) == 1, (q.stride(), k.stride())
+    assert cos_sin.is_contiguous(), cos_sin.stride()
     tokens, q_heads, _ = q.shape
     k_heads, half = k.shape[1], cos_sin.shape[1] // 2
     block_half = triton.next_power_of_2(half)

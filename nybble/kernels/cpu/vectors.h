@@ -1,0 +1,84 @@
+/* Vectors of floats as wide as the machine's registers, and how bf16, fp16 and fp32 memory becomes them and back.
+ *
+ * GCC's and Clang's vector extensions only: one source serves AVX-512, AVX2, NEON and whatever comes. The 16-bit
+ * conversions are integer arithmetic because older GCCs know no _Float16 on x86; results are rounded to nearest even.
+ */
+#ifndef NYBBLE_VECTORS_H
+#define NYBBLE_VECTORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Alignment of one element: memory is read and written anywhere. may_alias: buffers come as bytes. */
+#define VECTOR(type) __attribute__((vector_size(LANES * sizeof(type)), aligned(sizeof(type)), may_alias))
+typedef float floats VECTOR(float);
+typedef int32_t ints VECTOR(int32_t);
+typedef uint32_t words VECTOR(uint32_t);
+typedef uint16_t halves VECTOR(uint16_t);
+typedef uint8_t bytes VECTOR(uint8_t);
+
+enum type { FLOAT32, BFLOAT16, FLOAT16 }; /* known to the Python side */
+
+INLINE floats select(ints mask, words yes, words no) { return (floats)((yes & (words)mask) | (no & ~(words)mask)); }
+
+INLINE floats from_bfloat16(words h) { return (floats)(h << 16); }
+
+INLINE floats from_float16(words h) {
+    const words magnitude = (h & 0x7fff) << 13, sign = (h & 0x8000) << 16;
+    const floats finite = (floats)magnitude * 0x1p112f; /* moves the exponent's bias; subnormals come out right */
+    return (floats)((words)select((ints)magnitude >= 0x7c00 << 13, magnitude | 0x7f800000, (words)finite) | sign);
+}
+
+INLINE words to_bfloat16(floats f) {
+    const words u = (words)f;
+    return (words)select(f != f, (u >> 16) | 0x40, (u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE words to_float16(floats f) {
+    const words sign = (words)f & 0x80000000, u = (words)f ^ sign;
+    const words normal = (u - (112u << 23) + 0xfff + ((u >> 13) & 1)) >> 13;
+    /* Below 2^-14 the sum with 0.5 is rounded at 2^-24, which is fp16's smallest step. */
+    const words subnormal = (words)((floats)u + 0.5f) - 0x3f000000;
+    const words finite = (words)select((ints)u < 113 << 23, subnormal, normal);
+    const words special = (words)select((ints)u > 0x7f800000, u * 0 + 0x7e00, u * 0 + 0x7c00);
+    return (words)select((ints)u >= 143 << 23, special, finite) | (sign >> 16);
+}
+
+INLINE floats load(enum type type, const void *base, ptrdiff_t index) {
+    if (type == FLOAT32) return *(const floats *)((const float *)base + index);
+    const words h = __builtin_convertvector(*(const halves *)((const uint16_t *)base + index), words);
+    return type == BFLOAT16 ? from_bfloat16(h) : from_float16(h);
+}
+
+INLINE void store(enum type type, void *base, ptrdiff_t index, floats f) {
+    if (type == FLOAT32)
+        *(floats *)((float *)base + index) = f;
+    else
+        *(halves *)((uint16_t *)base + index) =
+            __builtin_convertvector(type == BFLOAT16 ? to_bfloat16(f) : to_float16(f), halves);
+}
+
+/* One element; the rest of a vector may lie outside the buffer. */
+INLINE float load_one(enum type type, const void *base, ptrdiff_t index) {
+    if (type == FLOAT32) return ((const float *)base)[index];
+    const words h = {((const uint16_t *)base)[index]};
+    return (type == BFLOAT16 ? from_bfloat16(h) : from_float16(h))[0];
+}
+
+INLINE float sum_of(floats f) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += f[i];
+    return total;
+}
+
+#endif
