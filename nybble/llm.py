@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 from nybble.build import build
 from nybble.core.config import EngineConfig
 from nybble.core.errors import RequestError
-from nybble.core.outputs import CompletionOutput, RequestOutput, SequenceDelta
+from nybble.core.outputs import RequestOutput, SequenceDelta
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
 from nybble.engine.stats import EngineStats
 from nybble.progress import Progress
-from nybble.text.request_builder import Messages, Prompt, RequestBuilder
+from nybble.text.request_builder import Conversation, Prompt, RequestBuilder
 
 
 class LLM:
@@ -75,7 +75,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Messages | Sequence[Messages],
+        messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
@@ -84,11 +84,11 @@ class LLM:
         """Answer a conversation, or each of a list of conversations.
 
         Args:
-            messages: dicts with `role` and `content`.
+            messages: a user's message, or a list of dicts with `role` and `content`; or a list of these.
             sampling_params: as in `generate`, but without any the answer may fill the model's context.
             template_options: those of `Tokenizer.render_chat`, for instance `tools` or `enable_thinking`.
         """
-        conversations = [messages] if messages and not _is_conversation(messages[0]) else messages
+        conversations = [messages] if _is_conversation(messages) else messages
         each = _one_for_each(sampling_params, len(conversations))
         requests = (
             self.requests.from_chat(conversation, params, **template_options)  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ class LLM:
 
         def recorded() -> Iterator[Request]:
             for request in requests:
-                outputs[request.request_id] = new_output(request)
+                outputs[request.request_id] = RequestOutput.begin(request)
                 yield request
 
         with Progress(num_requests, progress) as bar:
@@ -167,22 +167,12 @@ class LLM:
             self.engine.step()
 
 
-def new_output(request: Request) -> RequestOutput:
-    """An output with nothing in it yet."""
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        prompt_token_ids=request.prompt_token_ids,
-        outputs=[CompletionOutput(index=index) for index in range(request.params.n)],
-    )
-
-
 def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompts, str) or bool(prompts and isinstance(prompts[0], int))
 
 
-def _is_conversation(item: object) -> bool:
-    return isinstance(item, Sequence) and not isinstance(item, str)
+def _is_conversation(messages: Conversation | Sequence[Conversation]) -> bool:
+    return isinstance(messages, str) or bool(messages and isinstance(messages[0], Mapping))
 
 
 def _one_for_each(

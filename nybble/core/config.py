@@ -8,7 +8,8 @@ fit) are return values of whoever measures them, never edits of a config. CLI fl
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from nybble.core.errors import ConfigError
 
@@ -44,7 +45,26 @@ class EngineConfig:
     kernels: Annotated[dict[str, str], "force implementations: operation=implementation"] = field(default_factory=dict)
     seed: Annotated[int, "seeds the requests that bring none"] = 0
 
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """A config of settings that come by name, from a caller's keywords or a file.
+
+        Raises:
+            ConfigError: there is no such setting, or its value is refused.
+        """
+        names = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in names:
+                close = get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+                raise ConfigError(f"{name} is not a setting of the engine; {hint}")
+        if "model" not in settings:
+            raise ConfigError("model is missing: a Hugging Face id, a local directory, or `tiny`")
+        return cls(**settings)
+
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise ConfigError(f"model must be a Hugging Face id or a directory, got {self.model!r}")
         if not self.model:
             raise ConfigError("model must be a Hugging Face id or a directory, got an empty string")
         for name in ("load_format", "device", "dtype", "scheduling_policy"):

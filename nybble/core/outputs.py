@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from nybble.core.request import Request
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -86,6 +88,16 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     @property
     def finished(self) -> bool:
         return all(output.finished for output in self.outputs)
+
+    @classmethod
+    def begin(cls, request: Request) -> RequestOutput:
+        """The output of a request of which nothing has come yet."""
+        return cls(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=[CompletionOutput(index=index) for index in range(request.params.n)],
+        )
 
     def add(self, delta: SequenceDelta) -> None:
         """Fold one delta in."""

@@ -15,7 +15,8 @@ from nybble.core.sampling import SamplingParams
 from nybble.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
+Conversation = str | Sequence[Mapping[str, Any]]
+"""A user's message, or a list of messages: dicts with `role` and `content`."""
 
 
 class RequestBuilder:
@@ -68,7 +69,7 @@ class RequestBuilder:
 
     def from_chat(
         self,
-        messages: Messages,
+        messages: Conversation,
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
@@ -81,6 +82,8 @@ class RequestBuilder:
         Without `params` the answer may fill the model's context.
         """
         tokenizer = self._need_tokenizer()
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         text = tokenizer.render_chat(messages, **template_options)
         return Request(
             request_id=self._next_id() if request_id is None else request_id,

@@ -1,0 +1,5 @@
+"""`python -m nybble`: the command, where it is not on the path."""
+
+from nybble.cli import main
+
+main()

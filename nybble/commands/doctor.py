@@ -1,0 +1,191 @@
+"""`nybble doctor`: what this machine has, which kernels would run, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+import typer
+
+from nybble import __version__
+from nybble.core import env
+
+State = Literal["ok", "slow", "missing"]
+MARKS = {"ok": "[green]✓[/]", "slow": "[yellow]![/]", "missing": "[red]✗[/]"}
+PACKAGES = ("triton", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "msgspec")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`slow`: nybble runs, but not as well as it could. `missing`: nybble cannot run. `remedy` says what to do."""
+
+    subject: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs, and for bug reports.")] = False,
+) -> None:
+    """Show what this machine has, which kernels nybble would use here, and what is missing.
+
+    Exit code 1 if nybble cannot run here.
+    """
+    findings = [*_system(), *_packages(), *_torch(), *_kernels()]
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        _show(findings)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        remedy = f"\n[bold]→ {finding.remedy}[/]" if finding.remedy else ""
+        table.add_row(MARKS[finding.state], finding.subject, finding.detail + remedy)
+    Console(highlight=False).print(table)
+
+
+def _system() -> Iterator[Finding]:
+    yield Finding("nybble", "ok", __version__)
+    yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield Finding("system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
+    yield Finding("cpu", "ok", f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores usable")
+    if (total := _memory_bytes()) is not None:
+        yield Finding("memory", "ok", f"{total / 2**30:.1f} GiB")
+    yield Finding("kernel cache", "ok", str(env.cache_dir()))
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            state: State = "slow" if name == "triton" else "missing"
+            yield Finding(name, state, "not installed", f"pip install {name}")
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises anything
+        yield Finding("torch", "missing", f"cannot be imported: {error}", "pip install torch")
+        return
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    yield Finding("torch", "ok", f"{torch.__version__} ({built}, {torch.get_num_threads()} threads)")
+    driver = _driver_version()
+    if torch.cuda.is_available():
+        yield Finding("driver", "ok", driver or "present, version unknown (no nvidia-smi)")
+        for index in range(torch.cuda.device_count()):
+            yield _gpu(index)
+    elif driver is None:
+        yield Finding("gpu", "slow", "no NVIDIA driver: models run on the CPU", "on a GPU machine install its driver")
+    elif torch.version.cuda is None:
+        yield Finding(
+            "gpu", "slow", f"driver {driver}, but this torch is a CPU build", "install a CUDA build: pip install torch"
+        )
+    else:
+        yield Finding(
+            "gpu",
+            "slow",
+            f"driver {driver}, but torch's CUDA {torch.version.cuda} finds no device",
+            "update the driver, or install a torch built for its CUDA version; look at CUDA_VISIBLE_DEVICES",
+        )
+
+
+def _gpu(index: int) -> Finding:
+    import torch
+
+    facts = torch.cuda.get_device_properties(index)
+    detail = (
+        f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, capability {facts.major}.{facts.minor}, "
+        f"{facts.multi_processor_count} SMs"
+    )
+    if (facts.major, facts.minor) < (8, 0):
+        return Finding(f"gpu {index}", "slow", detail, "the fast kernels need capability 8.0 (Ampere) or newer")
+    return Finding(f"gpu {index}", "ok", detail)
+
+
+def _kernels() -> Iterator[Finding]:
+    """Which implementation each operation would get, and why not the ones before it."""
+    try:
+        import torch
+
+        from nybble.kernels.check import OPS
+        from nybble.kernels.op import Spec, bind
+    except ImportError:
+        return  # torch's absence was told already
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    for name, op in OPS.items():
+        *_, case = op.cases(True)  # the largest model's
+        sizes = {key: value for key, value in vars(case).items() if isinstance(value, int)}
+        spec = Spec(device=device, dtype=dtype, sizes=sizes)
+        chosen = bind(op, spec)
+        reasons = []
+        for impl in op.impls:
+            if impl is chosen:
+                break
+            reasons.append(f"{impl.name}: {impl.supports(spec)}")
+        state: State = "slow" if chosen is op.reference and device.type == "cuda" else "ok"
+        because = f"  ({'; '.join(reasons)})" if reasons and (device.type == "cuda" or state == "slow") else ""
+        yield Finding(f"kernel {name}", state, f"{chosen.name}{because}")
+    if device.type == "cpu":
+        yield _c_kernels()
+
+
+def _c_kernels() -> Finding:
+    """The C kernels are what makes a CPU fast."""
+    from nybble.kernels.cpu import compiler
+
+    try:
+        compiler.build(env.cache_dir())
+    except compiler.BuildError as error:
+        return Finding("c kernels", "slow", str(error), "install a C compiler (gcc or clang): 4-bit models run faster")
+    return Finding("c kernels", "ok", "built for this CPU")
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _driver_version() -> str | None:
+    """The NVIDIA driver's version; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.split("\n")[0].strip() or None

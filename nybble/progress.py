@@ -1,0 +1,51 @@
+"""`Progress`: a bar on standard error while an offline run generates. Owns nothing else."""
+
+from __future__ import annotations
+
+import sys
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Prompts done, and tokens a second so far.
+
+    Args:
+        num_requests: prompts to come.
+        is_wanted: None shows the bar if standard error is a terminal and there are several prompts.
+    """
+
+    def __init__(self, num_requests: int, is_wanted: bool | None = None) -> None:
+        if is_wanted is None:
+            is_wanted = num_requests > 1 and sys.stderr.isatty()
+        self._num_tokens = 0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not is_wanted,
+        )
+        self._task = self._bar.add_task("prompts", total=num_requests, rate="")
+
+    def advance(self, num_tokens: int, *, is_done: bool) -> None:
+        """One completion gained `num_tokens`; `is_done` if its prompt is finished with that."""
+        if self._bar.disable:
+            return
+        self._num_tokens += num_tokens
+        elapsed = self._bar.tasks[0].elapsed or 0.0
+        rate = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+        self._bar.update(self._task, advance=int(is_done), rate=rate)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
