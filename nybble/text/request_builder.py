@@ -50,14 +50,14 @@ class RequestBuilder:
         Raises:
             RequestError: the prompt is neither, or the model has no tokenizer for it.
         """
-        if isinstance(prompt, str):
-            token_ids, text = self._need_tokenizer().encode(prompt), prompt
-        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            token_ids, text = list(prompt), None
-        else:
+        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
             raise RequestError(
                 f"a prompt must be text or a list of token ids, got {type(prompt).__name__}", parameter="prompt"
             )
+        if isinstance(prompt, str):
+            token_ids, text = self._need_tokenizer().encode(prompt), prompt
+        else:
+            token_ids, text = list(prompt), None
         return Request(
             request_id=self._next_id() if request_id is None else request_id,
             prompt_token_ids=token_ids,

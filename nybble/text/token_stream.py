@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import tokenizers
@@ -171,9 +172,11 @@ class ByteFallbackStream:
 class WindowStream:
     """For any other decoder: decode a window of tokens with and without the new one, and return the difference.
 
-    The window starts at the last tokens already shown, because a decoder may treat a text's beginning specially.
+    The window starts at the last tokens already shown, because a decoder may treat a text's beginning specially. Ids
+    without a token never enter it: the decoder does not see them, so a window of them would be a text's beginning.
     """
 
+    PROMPT_WINDOW = 8  # tokens
     MAX_WINDOW = 64  # a text that has stayed unfinished over this many tokens is shown as it is
 
     def __init__(
@@ -181,12 +184,13 @@ class WindowStream:
     ) -> None:
         self._backend = backend
         self._skip_ids = skip_ids
-        self._window = [token_id for token_id in prompt_token_ids[-8:] if token_id not in skip_ids]
+        seen = (token_id for token_id in reversed(prompt_token_ids) if self._is_seen(token_id))
+        self._window = list(islice(seen, self.PROMPT_WINDOW))[::-1]
         self._num_shown = len(self._window)
         self._shown = self._decode(self._window)
 
     def push(self, token_id: int) -> str:
-        if token_id in self._skip_ids:
+        if not self._is_seen(token_id):
             return ""
         self._window.append(token_id)
         text = self._decode(self._window)
@@ -203,6 +207,9 @@ class WindowStream:
         self._num_shown = len(self._window)
         self._shown = self._decode(self._window)
         return new
+
+    def _is_seen(self, token_id: int) -> bool:
+        return token_id not in self._skip_ids and self._backend.id_to_token(token_id) is not None
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._backend.decode(token_ids, skip_special_tokens=False)) if token_ids else ""

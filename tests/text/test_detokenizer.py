@@ -148,7 +148,18 @@ def test_a_leading_space_stays_where_a_text_is_continued() -> None:
     assert "".join(stream(tokenizer, [the, h], SamplingParams(), prompt=(1,))[0]) == "the h"  # BOS shows no text
     metaspace = tokenizer_of("metaspace")
     ids = metaspace.encode("quick fox")
-    assert "".join(stream(metaspace, ids, SamplingParams(), prompt=tuple(ids))[0]) == " quick fox"
+    for after in ((), (1,) * 9, (metaspace.vocab_size,) * 9):  # special tokens, padding beyond the vocabulary
+        assert "".join(stream(metaspace, ids, SamplingParams(), prompt=(*ids, *after))[0]) == " quick fox"
+    assert "".join(stream(metaspace, ids, SamplingParams(), prompt=(1,) * 9)[0]) == "quick fox"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_beyond_the_vocabulary_change_nothing(kind: str) -> None:
+    """Embeddings are padded, so such ids can be sampled; the word after one keeps its space."""
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer.encode("quick fox jumps", add_special_tokens=False)
+    padded = [token_id for pair in zip(ids, [tokenizer.vocab_size] * len(ids), strict=True) for token_id in pair]
+    assert "".join(stream(tokenizer, padded, SamplingParams())[0]) == tokenizer.decode(ids)
 
 
 def test_a_stop_string_in_held_bytes_cuts_at_the_end() -> None:

@@ -276,6 +276,15 @@ def count_splits(rows: int, kv_heads: int, max_keys: int, block_n: int, device: 
     return max(1, min(wanted, max_keys // (2 * block_n), 64))
 
 
+def prefill_tile(row_bytes: int) -> tuple[int, int, int]:
+    """BLOCK_M, BLOCK_N and warps for heads of so many bytes: what 99 KB of shared memory (sm_86, sm_89) hold."""
+    if row_bytes <= 256:  # heads of 128 in 16 bit
+        return 128, 64, 8
+    if row_bytes <= 512:
+        return 64, 32, 4
+    return 32, 16, 4
+
+
 def launch(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -296,7 +305,6 @@ def launch(
     rows, group = seq_lens.shape[0], q_heads // kv_heads
     block_d = triton.next_power_of_2(head_dim)
     row_bytes = block_d * q.element_size()
-    is_big = row_bytes > 256  # fp32, or heads of 256: shared memory (99 KB on sm_86) holds half as many keys
     window = sliding_window or 0
     output = torch.empty((tokens, q_heads, head_dim), dtype=q.dtype, device=q.device)
     strides = (q.stride(0), q.stride(1), block_tables.stride(0), scale * LOG2_E)
@@ -305,7 +313,8 @@ def launch(
     heads = {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size}
 
     if max_query_len > 1:
-        block_m = max(32 if row_bytes > 512 else 64 if is_big else 128, triton.next_power_of_2(group))
+        block_m, block_n, num_warps = prefill_tile(row_bytes)
+        block_m = max(block_m, triton.next_power_of_2(group))
         grid = (triton.cdiv(max_query_len, block_m // group), kv_heads, rows)
         prefill_kernel[grid](
             *inputs,
@@ -313,12 +322,12 @@ def launch(
             **heads,
             **shape,
             BLOCK_M=block_m,
-            BLOCK_N=32 if is_big else 64,
-            num_warps=4 if is_big else 8,
+            BLOCK_N=block_n,
+            num_warps=num_warps,
             num_stages=2,
         )
 
-    block_n = 32 if is_big else 64
+    block_n = 32 if row_bytes > 256 else 64
     max_keys = min(max_seq_len, window) if window else max_seq_len
     splits = count_splits(rows, kv_heads, max_keys, block_n, q.device)
     part = torch.empty((rows, q_heads, splits, head_dim if splits > 1 else 0), dtype=torch.float32, device=q.device)
