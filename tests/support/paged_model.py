@@ -82,7 +82,7 @@ class PagedModel(nn.Module):
 
 def _write(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> None:
     """Write [T, heads, dim] to cache slots. Rows of −1 repeat the write of the highest slot instead."""
-    last = slots.argmax()
+    last = slots.argmax(keepdim=True)  # not 0-d: indexing with that would wait for the device
     valid = slots >= 0
     source = torch.where(valid[:, None, None], new, new[last])
     index = torch.where(valid, slots, slots[last]).clamp(min=0)
