@@ -50,6 +50,7 @@ class AsyncLLM:
         self._commands: SimpleQueue[Command | None] = SimpleQueue()  # None: close
         self._streams: dict[str, _Stream] = {}  # the engine thread's; open requests
         self._built: Future[Built] = Future()
+        self._built.set_running_or_notify_cancel()  # else whoever gives up waiting would cancel it for all
         self._lock = threading.Lock()  # of the next two
         self._thread: threading.Thread | None = None
         self._why_closed: str | None = None

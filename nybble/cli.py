@@ -52,11 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit. Errors are one line each, unless --debug is among the arguments."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = _take_debug(arguments)
+    # On a CPU each of a step's hundreds of small operations ends at a barrier. Threads that spin there keep the last
+    # one from its core: with one busy process beside it a step of a small model took up to 100 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which no command has done yet
     try:
         log.configure()
         app(arguments, prog_name="nybble")
-    except KeyboardInterrupt:
-        _fail("interrupted", 130, is_debug)
+    except KeyboardInterrupt:  # as typer does while a command runs
+        sys.exit(130)
     except BrokenPipeError:  # whoever read our output has gone: `nybble … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

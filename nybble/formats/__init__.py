@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nybble.core.errors import UnsupportedError
+from nybble.core.errors import ModelError, UnsupportedError
 from nybble.formats.awq import Awq
 from nybble.formats.dense import Dense
 from nybble.formats.format import Format
@@ -50,12 +50,13 @@ def from_hf(config: Mapping[str, Any]) -> Quantization:
 
     Raises:
         UnsupportedError: a method, bit width, group size or layout that nybble does not run; names the field.
+        ModelError: a field is nonsense.
     """
     settings = config.get("quantization_config")
     if not settings:
         return Quantization()
     if not isinstance(settings, Mapping):
-        raise UnsupportedError(f"quantization_config must be an object, got {settings!r}; {ACCEPTED}")
+        raise ModelError(f"quantization_config must be an object, got {settings!r}; {ACCEPTED}")
     method = str(settings.get("quant_method", "")).lower()
     readers = {"awq": _awq, "gptq": _gptq}
     if method not in readers:
@@ -73,7 +74,7 @@ def _awq(settings: Mapping[str, Any]) -> Quantization:
         )
     _check_bits(settings.get("bits", settings.get("w_bit", 4)))
     group_size = _group_size(settings.get("group_size", settings.get("q_group_size", 128)))
-    skipped = tuple(re.compile(re.escape(name)) for name in settings.get("modules_to_not_convert") or ())
+    skipped = tuple(re.compile(re.escape(name)) for name in _names(settings, "modules_to_not_convert"))
     return Quantization(quantized=Awq(group_size, zero_point=bool(settings.get("zero_point", True))), skipped=skipped)
 
 
@@ -85,23 +86,49 @@ def _gptq(settings: Mapping[str, Any]) -> Quantization:
         )
     if settings.get("is_marlin_format"):
         raise UnsupportedError("quantization_config.is_marlin_format is true; GPTQ is accepted as 'gptq' or 'gptq_v2'")
+    if settings.get("desc_act"):
+        raise UnsupportedError(
+            "quantization_config.desc_act is true: input features are ordered by activation; "
+            "GPTQ is accepted with desc_act = false"
+        )
     _check_bits(settings.get("bits", 4))
-    group_size = _group_size(settings.get("group_size", 128))
+    return Quantization(
+        quantized=Gptq(_group_size(settings.get("group_size", 128)), zeros_minus_one=layout == "gptq"),
+        skipped=_dynamic_exclusions(settings),
+        only=_names(settings, "modules_in_block_to_quantize"),
+        lm_head=bool(settings.get("lm_head", False)),
+    )
+
+
+def _dynamic_exclusions(settings: Mapping[str, Any]) -> tuple[re.Pattern[str], ...]:
+    """GPTQModel's `dynamic`: "-:pattern" leaves linears dense, any other pattern gives them their own settings."""
+    dynamic = settings.get("dynamic") or {}
+    if not isinstance(dynamic, Mapping):
+        raise ModelError(f"quantization_config.dynamic must be an object, got {dynamic!r}")
     skipped = []
-    for pattern, changes in (settings.get("dynamic") or {}).items():
+    for pattern, changes in dynamic.items():
         if pattern.startswith("-:"):
-            skipped.append(re.compile(rf"\A(?:{pattern[2:]})"))
+            try:
+                skipped.append(re.compile(rf"\A(?:{pattern[2:]})"))
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ModelError(
+                    f"quantization_config.dynamic: {pattern!r} is no regular expression ({error})"
+                ) from None
         elif changes:
             raise UnsupportedError(
                 f"quantization_config.dynamic gives {pattern!r} its own settings; only exclusions ('-:…') are accepted"
             )
-    blocks = settings.get("modules_in_block_to_quantize") or ()
-    return Quantization(
-        quantized=Gptq(group_size, zeros_minus_one=layout == "gptq"),
-        skipped=tuple(skipped),
-        only=tuple(name for block in blocks for name in ([block] if isinstance(block, str) else block)),
-        lm_head=bool(settings.get("lm_head", False)),
-    )
+    return tuple(skipped)
+
+
+def _names(settings: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """A field that holds a list of names, or a list of such lists."""
+    value = settings.get(field) or []
+    blocks = value if isinstance(value, list) else [None]
+    names: list[Any] = [name for block in blocks for name in (block if isinstance(block, list) else [block])]
+    if not all(isinstance(name, str) for name in names):
+        raise ModelError(f"quantization_config.{field} must be a list of names, got {value!r}")
+    return tuple(names)
 
 
 def _check_bits(bits: object) -> None:

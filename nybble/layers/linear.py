@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from functools import partial
 from itertools import accumulate
+
 import torch
 from torch import nn
 

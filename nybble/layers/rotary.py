@@ -5,14 +5,24 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nybble.core.errors import ModelError
 from nybble.kernels import rotary
 from nybble.layers.rope import Rope
 from nybble.layers.target import Target
 
+MAX_TABLE_BYTES = 8 << 30
+
 
 class RotaryEmbedding(nn.Module):
+    """Raises ModelError where so many positions are asked for that their table would fill the memory."""
+
     def __init__(self, target: Target, rope: Rope, *, num_positions: int, head_dim: int) -> None:
         super().__init__()
+        if num_positions * head_dim * 4 > MAX_TABLE_BYTES:
+            raise ModelError(
+                f"{num_positions} positions need a rotary table of {num_positions * head_dim * 4 / 1e9:.0f} GB; "
+                f"set max_model_len (config.json's max_position_embeddings is the default)"
+            )
         # One row to spare: a step in flight may run one token past the end of a sequence that has just finished.
         table = rope.table(num_positions + 1, head_dim).to(target.device)
         self.register_buffer("cos_sin", table, persistent=False)

@@ -118,7 +118,8 @@ class Checkpoint:
         """
         if self.weight_map is not None:
             files = sorted(set(self.weight_map.values()))
-            missing = [file.name for file in files if not file.is_file()]
+            there = {file.name for file in self.path.iterdir() if file.is_file()}
+            missing = [file.name for file in files if file.name not in there]
             if missing:
                 raise ModelError(f"{self.path}: {INDEX} names {', '.join(missing)}, which is not there")
             return files
@@ -194,7 +195,7 @@ def _download(config: EngineConfig) -> Path:
         raise ModelError(
             f"{where}: not in the local cache, and the hub cannot be reached or HF_HUB_OFFLINE is set"
         ) from error
-    except OSError as error:  # no network, no disk space, no permission
+    except Exception as error:  # the HTTP and transfer libraries below have roots of their own
         raise ModelError(f"{where}: download failed: {error}") from error
 
 

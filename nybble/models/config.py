@@ -17,6 +17,9 @@ from nybble.layers.rope import Rope, RopeType
 
 HfConfig = Mapping[str, Any]
 
+LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 4096  # some things are built for each layer before the files are compared with config.json
+
 OPTIONAL_ROPE_NUMBERS = (
     "low_freq_factor",
     "high_freq_factor",
@@ -70,7 +73,7 @@ def read_decoder(hf: HfConfig, **family: Any) -> DecoderConfig:
     head_dim = positive(hf, "head_dim", hidden_size // num_heads)
     if head_dim % 2 or head_dim < 4:
         raise ModelError(f"config.json: head_dim = {head_dim} must be even and at least 4 for rotary positions")
-    num_layers = positive(hf, "num_hidden_layers")
+    num_layers = count_layers(hf)
     rope, max_position_embeddings = read_rope(hf)
     return DecoderConfig(
         vocab_size=positive(hf, "vocab_size"),
@@ -123,8 +126,15 @@ def read_rope(hf: HfConfig) -> tuple[Rope, int]:
             f"config.json: rope needs rope_theta > 1, factor ≥ 1 and high_freq_factor > low_freq_factor, got {rope}"
         )
     # llama3 files state the stretched length; files of the other types mostly the one before.
-    usable = limit if rope_type in ("default", "llama3") else max(limit, int(original * rope.factor))
+    usable = limit if rope_type in ("default", "llama3") else max(limit, int(min(original * rope.factor, LARGEST_SIZE)))
     return rope, usable
+
+
+def count_layers(hf: HfConfig) -> int:
+    num_layers = positive(hf, "num_hidden_layers")
+    if num_layers > MOST_LAYERS:
+        raise ModelError(f"config.json: num_hidden_layers = {num_layers}; at most {MOST_LAYERS} are accepted")
+    return num_layers
 
 
 def positive(fields: HfConfig, name: str, default: int | None = None) -> int:
@@ -132,17 +142,17 @@ def positive(fields: HfConfig, name: str, default: int | None = None) -> int:
     value = fields.get(name)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"config.json: {name} must be a positive integer, got {fields.get(name)!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
+        raise ModelError(f"config.json: {name} must be a positive integer below 2³¹, got {fields.get(name)!r}")
     return value
 
 
 def number(fields: HfConfig, name: str, default: float | None = None) -> float:
-    """A positive number, likewise."""
+    """A positive number, likewise. Nothing real is near the bounds; within them no formula leaves the floats."""
     value = fields.get(name)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 < value < 1e30:
         raise ModelError(f"config.json: {name} must be a positive number, got {fields.get(name)!r}")
     return float(value)
 
@@ -157,7 +167,7 @@ def flag(fields: HfConfig, name: str) -> bool:
 
 def windows_by_layer(hf: HfConfig) -> tuple[int | None, ...]:
     """Qwen's sliding windows: off unless `use_sliding_window`, then by `layer_types` or from `max_window_layers` on."""
-    num_layers = positive(hf, "num_hidden_layers")
+    num_layers = count_layers(hf)
     if not flag(hf, "use_sliding_window") or hf.get("sliding_window") is None:
         return (None,) * num_layers
     window = positive(hf, "sliding_window")

@@ -16,9 +16,11 @@ import torch
 
 from nybble import formats
 from nybble.core.errors import ModelError, UnsupportedError
+from nybble.formats.format import FLOAT_TYPES
 from nybble.layers.slot import Loadable, Slot
 from nybble.layers.target import Target
 from nybble.models.checkpoint import INDEX, Checkpoint
+from nybble.models.config import DecoderConfig
 from nybble.models.decoder import CausalLM
 from nybble.models.registry import family_of
 from nybble.models.safetensors_file import Entry, SafetensorsFile, TensorReader
@@ -51,16 +53,20 @@ def load_model(
     """
     family = family_of(checkpoint.hf)
     quantization = formats.from_hf(checkpoint.hf)
+    config = family.read_config(checkpoint.hf)
     target = Target(device=device, dtype=dtype, kernels=kernels or {})
-    model = family(target, family.read_config(checkpoint.hf), max_model_len)
     if load_format == "dummy":
+        model = family(target, config, max_model_len)
         layers = Layers(model, quantization, None)
         for name, slot in layers.slots.items():
             generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
             layers.fill(name, slot.random(slot.shape, generator))
     else:
         with open_files(checkpoint) as files:
-            _stream(model, quantization, files)
+            stored = _entries(files)
+            _check_size(config, stored)
+            model = family(target, config, max_model_len)
+            _stream(model, quantization, files, stored)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the repacks' temporaries
     return model.eval().requires_grad_(False)
@@ -114,12 +120,26 @@ def open_files(checkpoint: Checkpoint) -> Iterator[list[SafetensorsFile]]:
             file.close()
 
 
-def _stream(model: CausalLM, quantization: formats.Quantization, files: list[SafetensorsFile]) -> None:
+def _entries(files: list[SafetensorsFile]) -> dict[str, Entry]:
     stored: dict[str, Entry] = {}
     for file in files:
         if twice := stored.keys() & file.entries.keys():
             raise ModelError(f"{file.path}: {min(twice)} is also in another file of the model")
         stored |= file.entries
+    return stored
+
+
+def _check_size(config: DecoderConfig, stored: Mapping[str, Entry]) -> None:
+    """Before anything is allocated: the files hold as many layers, and as large a vocabulary, as config.json says."""
+    embedding, last = "model.embed_tokens.weight", f"model.layers.{config.num_layers - 1}.input_layernorm.weight"
+    shapes = {embedding: (config.vocab_size, config.hidden_size), last: (config.hidden_size,)}
+    for name, shape in shapes.items():
+        _check_tensor(name, stored, shape, FLOAT_TYPES)
+
+
+def _stream(
+    model: CausalLM, quantization: formats.Quantization, files: list[SafetensorsFile], stored: Mapping[str, Entry]
+) -> None:
     layers = Layers(model, quantization, stored)
     _check(layers.slots, stored, tied=model.config.tie_word_embeddings)
     with closing(TensorReader(model.target.device)) as reader:
@@ -132,13 +152,7 @@ def _stream(model: CausalLM, quantization: formats.Quantization, files: list[Saf
 def _check(slots: Mapping[str, Slot], stored: Mapping[str, Entry], *, tied: bool) -> None:
     """Every slot has its tensor, of the right kind, and no tensor is left over."""
     for name, slot in slots.items():
-        wanted = f"{list(slot.shape)} {'/'.join(_type_name(dtype) for dtype in slot.dtypes)}"
-        if name not in stored:
-            raise ModelError(f"the checkpoint lacks {name}, which config.json calls for: {wanted}")
-        entry = stored[name]
-        if entry.shape != slot.shape or entry.dtype not in slot.dtypes:
-            found = f"{list(entry.shape)} {_type_name(entry.dtype)}"
-            raise ModelError(f"{name} is {found} in the checkpoint; config.json calls for {wanted}")
+        _check_tensor(name, stored, slot.shape, slot.dtypes)
     extra = sorted(
         name
         for name in stored.keys() - slots.keys()
@@ -147,6 +161,18 @@ def _check(slots: Mapping[str, Slot], stored: Mapping[str, Entry], *, tied: bool
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise ModelError(f"the checkpoint has {extra[0]}{more}, which this model has no place for")
+
+
+def _check_tensor(
+    name: str, stored: Mapping[str, Entry], shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    wanted = f"{list(shape)} {'/'.join(_type_name(dtype) for dtype in dtypes)}"
+    if name not in stored:
+        raise ModelError(f"the checkpoint lacks {name}, which config.json calls for: {wanted}")
+    entry = stored[name]
+    if entry.shape != shape or entry.dtype not in dtypes:
+        found = f"{list(entry.shape)} {_type_name(entry.dtype)}"
+        raise ModelError(f"{name} is {found} in the checkpoint; config.json calls for {wanted}")
 
 
 def _type_name(dtype: torch.dtype) -> str:

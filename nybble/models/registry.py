@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nybble.core.errors import UnsupportedError
+from nybble.core.errors import ModelError, UnsupportedError
 from nybble.models.config import HfConfig
 from nybble.models.decoder import CausalLM
 from nybble.models.llama import LlamaForCausalLM
@@ -24,8 +24,11 @@ def family_of(hf: HfConfig) -> type[CausalLM]:
 
     Raises:
         UnsupportedError: another architecture, or one that exists only as code in the checkpoint.
+        ModelError: `architectures` is nonsense.
     """
     model_type, architectures = hf.get("model_type"), hf.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise ModelError(f"config.json: architectures must be a list of names, got {architectures!r}")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is not None and (not architectures or family.__name__ in architectures):
         return family

@@ -42,6 +42,7 @@ DTYPES = {
     "C64": torch.complex64,
 }
 MAX_HEADER_BYTES = 100_000_000  # the safetensors package's own limit
+MAX_DIMS = 64  # torch's own limit
 STAGE_BYTES = 64 << 20  # each of two pinned buffers
 PIECE_BYTES = 8 << 20  # what one thread reads at a time
 READ_THREADS = 8
@@ -126,9 +127,8 @@ class SafetensorsFile:
             raise ModelError(
                 f"{where}: shape {_short(shape)}, data_offsets {_short(offsets)} must be lists of integers ≥ 0"
             )
-        needed = math.prod(shape) * DTYPES[dtype].itemsize
-        if offsets[1] - offsets[0] != needed:
-            raise ModelError(f"{where}: {dtype} {shape} takes {needed} bytes, data_offsets {offsets} give another size")
+        if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise ModelError(f"{where}: {dtype} {_short(shape)} does not fill data_offsets {offsets}")
         return Entry(DTYPES[dtype], tuple(shape), base + offsets[0], base + offsets[1])
 
 
@@ -191,7 +191,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    """Bounded as well: JSON integers have no limit, and arithmetic with thousands of digits takes its time."""
+    if not isinstance(value, list) or len(value) > MAX_DIMS:
+        return False
+    return all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
 def _short(value: Any) -> str:
