@@ -76,9 +76,8 @@ def build(config: EngineConfig) -> Built:
     report = StartupReport()
     with report.phase("locate"):
         hardware = find_hardware(config)
-        # torch reads this at its first CUDA allocation. Segments that grow leave no holes between steps of different
-        # sizes, so what was measured for the largest step serves all of them. A user's own choice stays.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        if hardware.device == "cuda":
+            _let_segments_grow()
         checkpoint = Checkpoint.locate(config)
         resolved = resolve(config, checkpoint.facts(), hardware)
         tokenizer = _load_tokenizer(checkpoint, config)
@@ -124,6 +123,16 @@ def find_hardware(config: EngineConfig) -> HardwareFacts:
     if config.device == "cpu" or not torch.cuda.is_available():
         return HardwareFacts(device="cpu", supports_bfloat16=True)
     return HardwareFacts(device="cuda", supports_bfloat16=torch.cuda.get_device_capability() >= (8, 0))
+
+
+def _let_segments_grow() -> None:
+    """Let the CUDA allocator join what it reserved into one growing segment; a choice in the environment stays.
+
+    Separate segments leave holes that a slightly smaller step does not fit: with them the memory in use grew by up to
+    0.8 GB after everything had been measured. torch reads its environment when it is imported, which is too early here.
+    """
+    if not (os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")):
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def _load_tokenizer(checkpoint: Checkpoint, config: EngineConfig) -> Tokenizer | None:

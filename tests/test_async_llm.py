@@ -113,10 +113,9 @@ def test_a_slow_reader_gets_the_steps_it_missed_together() -> None:
             sizes = []
             async for deltas in llm.stream(request):
                 sizes.append(len(deltas))
-                while len(sizes) == 1 and llm.stats.num_running:
+                while llm.stats.num_generated_tokens < 50:
                     await asyncio.sleep(0.01)
-            assert sizes[0] < sum(sizes)
-            assert len(sizes) <= 3
+            assert max(sizes) > 40
 
     run(main())
 
