@@ -2,9 +2,9 @@
 
     x [M, K], W [N, K], bias [N] or None → y [M, N];  bytes: (N·K + M·K + M·N)·itemsize;  flops: 2·M·N·K
 
-Torch's own product is the definition and, on GPUs, the implementation. CPUs without native bf16 arithmetic run it
-several times slower than memory allows; there FBGEMM's fp16-weight product is used, which comes with torch and sums in
-fp32. bf16 weights become fp16 exactly between 2⁻¹⁴ and 65504; smaller ones lose at most 2⁻²⁵.
+Torch's own product is the definition and, on GPUs and on CPUs with bf16 arithmetic, the implementation. Other CPUs run
+it several times slower than memory allows; there FBGEMM's fp16-weight product is used, which comes with torch and sums
+in fp32. bf16 weights become fp16 exactly between 2⁻¹⁴ and 65504; smaller ones lose at most 2⁻²⁵.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 def fbgemm_why_not(spec: Spec) -> str | None:
     if spec.device.type != "cpu" or spec.dtype not in (torch.bfloat16, torch.float16):
         return "FBGEMM's fp16-weight product is for bf16 and fp16 on CPUs"
+    if spec.dtype == torch.bfloat16 and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "this CPU has bf16 arithmetic, which torch's own product uses"
     if torch.backends.quantized.engine not in ("x86", "fbgemm"):
         return f"this torch has no FBGEMM (its engine is {torch.backends.quantized.engine})"
     return None
