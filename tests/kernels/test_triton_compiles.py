@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 from nybble.kernels.attention import Case as Attention
 from nybble.kernels.check import OPS
 from nybble.kernels.int4_linear import Case as Int4Linear
-from nybble.kernels.triton import attention, int4_linear
+from nybble.kernels.triton import attention, int4_linear, overlap
 
 
 class NoGPU:
@@ -49,6 +49,7 @@ capability = int(sys.argv[1])
 driver.set_active(NoGPU())
 run, shared_bytes = JITFunction.run, {}
 JITFunction.run = compile_only
+overlap.is_available = lambda device: capability >= 90
 attention.processors = int4_linear.processors = lambda device: 132
 
 fp16, bf16, fp32 = torch.float16, torch.bfloat16, torch.float32

@@ -44,10 +44,6 @@ struct Ring {
                 "{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
                 : "=r"(done) : "r"(barrier), "r"(turn & 1) : "memory");
     }
-
-    __device__ __forceinline__ void prefetch(const byte* source) const {
-        if (lane == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "n"(kBytes));
-    }
 #else
     __device__ __forceinline__ void start() const {}
 
@@ -63,7 +59,5 @@ struct Ring {
         asm volatile("cp.async.wait_group %0;" ::"n"(kSlots - 1) : "memory");
         __syncwarp();
     }
-
-    __device__ __forceinline__ void prefetch(const byte*) const {}
 #endif
 };

@@ -1,4 +1,4 @@
-// y[M, N] = x[M, K] * W[N, K]^T + bias for M <= 16 and a 4-bit W: a kernel that reads weights as fast as memory gives them.
+// y[M, N] = x[M, K] * W[N, K]^T + bias for M <= 32 and a 4-bit W: a kernel that reads weights as fast as memory gives them.
 //
 // Weights lie in units of kRows rows x 128 k, each one contiguous chunk (see w4a16.py for the bits): codes in the order
 // in which the lanes of a warp want them as the A operand of mma.m16n8k16, then scales, then zero points. So x is the
@@ -19,18 +19,17 @@
 // with S = sum of x over a group:  sum (q - z) x = sum (1024 + q) x - (1024 + z) S, once a group and row. In fp16 the
 // codes of rows 8-15 of a tile stay four bits higher, as 1024 + 16 q, and the 1/16 goes into the scale.
 //
-// Compile-time: BF16, GROUP, TOKEN_TILES (1: M <= 8, 2: M <= 16), ROW_TILES, WARPS, SLOTS, PREFETCH, TRIGGER.
+// Compile-time: BF16, GROUP, TOKEN_TILES (of 8 tokens, up to 4), WARPS, SLOTS.
 #include "ptx.cuh"
 #include "ring.cuh"
 
 constexpr int kWarps = WARPS, kThreads = 32 * kWarps;
-constexpr int kRowTiles = ROW_TILES, kRows = 16 * kRowTiles;  // rows of a unit, in tiles of an mma
+constexpr int kRowTiles = 2, kRows = 16 * kRowTiles;  // rows of a unit, in tiles of an mma
 constexpr int kTokenTiles = TOKEN_TILES, kTokens = 8 * kTokenTiles;
 constexpr int kUnitK = 128, kGroups = kUnitK / GROUP;
 constexpr int kCodeBytes = kRows * kUnitK / 2, kScaleBytes = kGroups * kRows * 2, kZeroBytes = kGroups * kRows / 2;
 constexpr int kUnitBytes = kCodeBytes + kScaleBytes + kZeroBytes;
 constexpr int kSlots = SLOTS;
-static_assert(kRowTiles == 2 || kRowTiles == 4, "a lane reads its codes 16 bytes at a time");
 
 typedef Ring<kSlots, kUnitBytes> UnitRing;
 typedef float Tile[kRowTiles][kTokenTiles][4];  // accumulators of a lane, kRows x kTokens a warp
@@ -92,7 +91,7 @@ __device__ __forceinline__ void add_group(Tile& out, const Tile& sum, const byte
     const byte* scale_at = unit + kCodeBytes + (group * 8 + g) * kRowTiles * 4;
     const byte* zero_at = unit + kCodeBytes + kScaleBytes + (group * 8 + g) * kRowTiles;
     // kRowTiles bytes: low nibble row g, high nibble row g + 8.
-    unsigned zeros = kRowTiles == 4 ? *(const unsigned*)zero_at : *(const unsigned short*)zero_at;
+    unsigned zeros = *(const unsigned short*)zero_at;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
         unsigned scales = ((const unsigned*)scale_at)[r];
@@ -260,7 +259,7 @@ struct Cursor {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads, 2) w4a16(const Arguments args) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16(const Arguments args) {
     extern __shared__ __align__(128) byte shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int units_k = ceil_div(args.in_features, kUnitK), tiles = ceil_div(args.out_features, kRows);
@@ -280,8 +279,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) w4a16(const Arguments 
     ring.start();
     Cursor ahead(args.weight, first, slice, units_k);
     for (int i = 0; i < kSlots; ++i, ahead.next()) ring.fill(i, ahead.at, i < count);
-    Cursor far_ahead = ahead;
-    for (int i = kSlots; i < kSlots + PREFETCH && i < count; ++i, far_ahead.next()) ring.prefetch(far_ahead.at);
+    launch_dependents();  // they wait for this kernel's end before they read y; until then they fill their own rings
 
     wait_for_dependencies();
     stage_x(x_shared, x_sums, args.x, args.x_row, args.tokens, args.in_features, slice);
@@ -295,15 +293,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) w4a16(const Arguments 
     Tile out, head;  // `head`: this warp's end of a tile that a warp before it opened
     clear(out);
     int tile = first / slice.width, k = first % slice.width, slot = 0, turn = 0;
-    bool opened = warp == 0 || k == 0, has_head = false, pending = false;
+    // The block's first warp that has any units opens a tile too: with fewer units than warps that is a later one.
+    bool opened = first == begin || k == 0, has_head = false, pending = false;
     for (int i = 0; i < count; ++i) {
-        if (warp == 0 && i + TRIGGER >= count) launch_dependents();
         ring.wait(slot, turn);
         multiply(out, ring.slot(slot), x_shared + k * 4 * x_stride, x_sums + k * kGroups * kTokens, x_offset, x_stride, lane);
         __syncwarp();
         ring.fill(slot, ahead.at, i + kSlots < count);
         ahead.next();
-        if (PREFETCH && i + kSlots + PREFETCH < count) ring.prefetch(far_ahead.at), far_ahead.next();
         if (++slot == kSlots) slot = 0, ++turn;
 
         const bool closed = ++k == slice.width || first + i + 1 == end;

@@ -1,8 +1,8 @@
-"""The CUDA implementation of int4_linear for up to 16 tokens: `w4a16.cu`, its weight layout and its division of work.
+"""The CUDA implementation of int4_linear: `w4a16.cu` for few tokens, its weight layout and its division of work.
 
-A weight becomes units of 16·ROW_TILES rows × 128 k, [row tiles, units of K], each one contiguous chunk of bytes:
+A weight becomes units of 32 rows × 128 k, [row tiles, units of K], each one contiguous chunk of bytes:
 
-    codes   [chunk of 32 k: 4][lane: 32][mma step: 2][row tile] words          (step before lane if ROW_TILES is 4)
+    codes   [chunk of 32 k: 4][lane: 32][mma step: 2][row tile] words
             a word, from its lowest nibble: k0 of rows g and g + 8, k0 + 2 of both, k0 + 1 of both, k0 + 3 of both,
             where g = lane // 4 and k0 = 32 · chunk + 8 · (lane % 4) + 4 · step
     scales  [group][g: 8][row tile][row g, row g + 8] 16-bit floats
@@ -22,34 +22,37 @@ import torch
 
 from nybble.kernels.cuda import nvrtc
 from nybble.kernels.int4_weight import Int4Weight
-from nybble.kernels.op import Impl, Spec
+from nybble.kernels.op import Spec
 
 SOURCE = Path(__file__).parent / "w4a16.cu"
+DEQUANTIZE = Path(__file__).parent / "dequantize.cu"
 UNIT_K = 128
-MAX_TOKENS = 16
+MAX_TOKENS = 32  # of one launch
+SLICED_TOKENS = 64  # up to here two launches beat a 16-bit copy of the weight
+
+
+ROW_TILES = 2  # 16 rows each, in a unit
+ROWS = 16 * ROW_TILES
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Compile-time choices of the kernel. `row_tiles` also shapes the packed weight."""
+    """Compile-time choices of the kernel."""
 
-    row_tiles: int = 2
-    warps: int = 8
-    slots: int = 4  # units that a warp has in flight or in use
-    prefetch: int = 8  # units that a warp asks into L2 beyond those
-    trigger: int = 12  # units left in a block's first warp when the next kernel may start
-    x_bytes: int = 41_000  # shared memory for activations, below which K is not cut further
-
-    @property
-    def rows(self) -> int:
-        return 16 * self.row_tiles
-
-    def unit_bytes(self, group_size: int) -> int:
-        groups = UNIT_K // group_size
-        return self.rows * UNIT_K // 2 + groups * self.rows * 2 + groups * self.rows // 2
+    warps: int
+    slots: int  # units that a warp has in flight or in use
 
 
-DEFAULT = Tuning()
+def tuning_for(tokens: int) -> Tuning:
+    """What was fastest over the linears of Qwen2.5-32B on an H200 (docs/log.md, 2026-11-26)."""
+    if tokens <= 4:
+        return Tuning(warps=12, slots=2)
+    return Tuning(warps=16, slots=2) if tokens <= 16 else Tuning(warps=8, slots=3)
+
+
+def unit_bytes(group_size: int) -> int:
+    groups = UNIT_K // group_size
+    return ROWS * UNIT_K // 2 + groups * ROWS * 2 + groups * ROWS // 2
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,23 @@ class Packed:
     group_size: int
 
 
-def prepare(weight: Int4Weight, tuning: Tuning = DEFAULT) -> Packed:
+def prepare(weight: Int4Weight) -> Packed:
     """Lay out `weight`, on its device, as the kernel reads it."""
-    rows, groups = tuning.rows, UNIT_K // weight.group_size
-    tiles, units = -(-weight.out_features // rows), -(-weight.in_features // UNIT_K)
+    groups = UNIT_K // weight.group_size
+    tiles, units = -(-weight.out_features // ROWS), -(-weight.in_features // UNIT_K)
 
     def filled(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
         return torch.nn.functional.pad(tensor, (0, shape[1] - tensor.shape[1], 0, shape[0] - tensor.shape[0]))
 
-    codes = filled(weight.codes(), tiles * rows, units * UNIT_K)
+    codes = filled(weight.codes(), tiles * ROWS, units * UNIT_K)
     # Dimensions: tile, row tile, upper half, g, unit, chunk, t, step, and k0 + 2·d + e.
-    codes = codes.view(tiles, tuning.row_tiles, 2, 8, units, 4, 4, 2, 2, 2)
+    codes = codes.view(tiles, ROW_TILES, 2, 8, units, 4, 4, 2, 2, 2)
     codes = codes[:, :, 0] | codes[:, :, 1] << 4
-    order = (0, 3, 4, 2, 5, 6, 1, 8, 7) if tuning.row_tiles == 2 else (0, 3, 4, 6, 2, 5, 1, 8, 7)
-    codes = codes.permute(order).reshape(tiles, units, -1)
+    codes = codes.permute(0, 3, 4, 2, 5, 6, 1, 8, 7).reshape(tiles, units, -1)
 
     def by_row(tensor: torch.Tensor) -> torch.Tensor:  # [groups of K, N] → [tile, unit, group, g, row tile, upper half]
-        tensor = filled(tensor, units * groups, tiles * rows)
-        return tensor.view(units, groups, tiles, tuning.row_tiles, 2, 8).permute(2, 0, 1, 5, 3, 4)
+        tensor = filled(tensor, units * groups, tiles * ROWS)
+        return tensor.view(units, groups, tiles, ROW_TILES, 2, 8).permute(2, 0, 1, 5, 3, 4)
 
     scales = by_row(weight.scales).contiguous().view(torch.uint8).reshape(tiles, units, -1)
     zeros = by_row(weight.zeros)
@@ -98,29 +100,29 @@ class Plan:
 
 
 @functools.cache
-def plan(tokens: int, tiles: int, units: int, group_size: int, blocks: int, tuning: Tuning = DEFAULT) -> Plan:
+def plan(tokens: int, tiles: int, units: int, group_size: int, blocks: int, shared_limit: int, tuning: Tuning) -> Plan:
     """Cut K into the fewest slices whose activations fit and which leave no block with much more than its share.
 
     Args:
-        units: of K. blocks: one a multiprocessor; every slice gets the same number of them.
+        units: of K. blocks: one a multiprocessor; every slice gets the same number of them, a remainder idles.
+        shared_limit: bytes of shared memory that a block may have.
     """
     token_tiles = -(-tokens // 8)
-    best: tuple[float, int] | None = None
-    for slices in (s for s in range(1, min(blocks, units) + 1) if blocks % s == 0):
+    ring_bytes = tuning.warps * tuning.slots * (unit_bytes(group_size) + 8) + 8
+    best: tuple[int, Plan] | None = None
+    for slices in range(1, min(blocks, units) + 1):
         width = -(-units // slices)
+        sums_bytes = width * (UNIT_K // group_size) * token_tiles * 8 * 4
+        shared_bytes = ring_bytes + sums_bytes + width * tokens * UNIT_K * 2
+        if shared_bytes > shared_limit:
+            continue
         quota = -(-tiles * width // (blocks // slices))
-        too_wide = width * tokens * UNIT_K * 2 > tuning.x_bytes
-        # A slice more costs each block about one unit of reduction.
-        cost = quota + slices + (1e9 * width if too_wide else 0)
+        cost = quota + slices  # a slice more costs each block about one unit of reduction
         if best is None or cost < best[0]:
-            best = cost, slices
-    assert best is not None
-    slices = best[1]
-    width = -(-units // slices)
-    quota = -(-tiles * (units // slices) // (blocks // slices))
-    sums = width * (UNIT_K // group_size) * token_tiles * 8 * 4
-    ring = tuning.warps * tuning.slots * (tuning.unit_bytes(group_size) + 8) + 8
-    return Plan(slices, -(-(width - 1) // quota) + 1, ring + sums + width * tokens * UNIT_K * 2)
+            least_quota = -(-tiles * (units // slices) // (blocks // slices))
+            best = cost, Plan(slices, -(-(width - 1) // least_quota) + 1, shared_bytes)
+    assert best is not None, f"no division of {units} units fits {shared_limit} bytes"
+    return best[1]
 
 
 class Arguments(ctypes.Structure):
@@ -132,10 +134,31 @@ class Arguments(ctypes.Structure):
     )
 
 
-def launch(
-    x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, *, tuning: Tuning = DEFAULT, overlap: bool = True
-) -> torch.Tensor:
-    """y [M, N] for x [M, K], 1 ≤ M ≤ 16, rows of x 16-byte aligned.
+def launch(x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+    """y [M, N] for x [M, K], rows of x 16-byte aligned.
+
+    Up to SLICED_TOKENS tokens go through the kernel, MAX_TOKENS at a time; for more the weight is made 16 bit first and
+    cuBLAS multiplies.
+    """
+    tokens = x.shape[0]
+    if tokens > SLICED_TOKENS:
+        return torch.nn.functional.linear(x, dequantize(packed, x.dtype), bias)
+    y = x.new_empty(tokens, packed.out_features)
+    for first in range(0, tokens, MAX_TOKENS):
+        multiply_few(x[first : first + MAX_TOKENS], packed, bias, y[first : first + MAX_TOKENS])
+    return y
+
+
+def multiply_few(
+    x: torch.Tensor,
+    packed: Packed,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    *,
+    tuning: Tuning | None = None,
+    overlap: bool = True,
+) -> None:
+    """Compute y [M, N], 1 ≤ M ≤ MAX_TOKENS, by the kernel.
 
     Args:
         overlap: start while the kernel before still runs (programmatic dependent launch); results are the same.
@@ -146,13 +169,14 @@ def launch(
     assert x.stride(1) == 1, x.stride()
     assert x.stride(0) % 8 == 0 or tokens == 1, x.stride()
     assert x.data_ptr() % 16 == 0, x.data_ptr()
+    tuning = tuning or tuning_for(tokens)
     tiles, units, _ = packed.units.shape
-    blocks = torch.cuda.get_device_properties(x.device).multi_processor_count
-    work = plan(tokens, tiles, units, packed.group_size, blocks, tuning)
+    device = torch.cuda.get_device_properties(x.device)
+    blocks, shared_limit = device.multi_processor_count, device.shared_memory_per_block_optin
+    work = plan(tokens, tiles, units, packed.group_size, blocks, shared_limit, tuning)
     token_tiles = -(-tokens // 8)
-    y = x.new_empty(tokens, packed.out_features)
     # Only the parts of tiles that blocks share are ever touched.
-    partial_shape = (tiles, work.slices, work.max_parts, tuning.rows * token_tiles * 8)
+    partial_shape = (tiles, work.slices, work.max_parts, ROWS * token_tiles * 8)
     partial = torch.empty(partial_shape, dtype=torch.float32, device=x.device)
     arguments = Arguments(
         x=x.data_ptr(),
@@ -172,11 +196,8 @@ def launch(
         ("BF16", int(x.dtype == torch.bfloat16)),
         ("GROUP", packed.group_size),
         ("TOKEN_TILES", token_tiles),
-        ("ROW_TILES", tuning.row_tiles),
         ("WARPS", tuning.warps),
         ("SLOTS", tuning.slots),
-        ("PREFETCH", tuning.prefetch),
-        ("TRIGGER", tuning.trigger),
     )
     kernel = nvrtc.kernel(SOURCE, "w4a16", defines, x.device)
     kernel.launch(
@@ -186,11 +207,36 @@ def launch(
         arguments=arguments,
         overlap=overlap,
     )
-    return y
+
+
+class DequantizeArguments(ctypes.Structure):
+    """`struct Arguments` of dequantize.cu."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("out_features", "in_features")),
+    )
+
+
+def dequantize(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [N, K] in 16 bit, as `Int4Weight.dequantize` gives it."""
+    out = torch.empty(packed.out_features, packed.in_features, dtype=dtype, device=packed.units.device)
+    arguments = DequantizeArguments(
+        weight=packed.units.data_ptr(),
+        out=out.data_ptr(),
+        out_features=packed.out_features,
+        in_features=packed.in_features,
+    )
+    defines = (("BF16", int(dtype == torch.bfloat16)), ("GROUP", packed.group_size))
+    kernel = nvrtc.kernel(DEQUANTIZE, "dequantize", defines, out.device)
+    blocks = 8 * torch.cuda.get_device_properties(out.device).multi_processor_count
+    kernel.launch(grid=blocks, threads=256, shared_bytes=0, arguments=arguments)
+    return out
 
 
 def supports(spec: Spec) -> str | None:
-    """None where the kernel runs, for any number of tokens up to MAX_TOKENS."""
+    """None where the kernels run, else why not."""
     if spec.device.type != "cuda":
         return "CUDA kernels run on CUDA GPUs"
     if spec.capability < (8, 0):
@@ -202,6 +248,3 @@ def supports(spec: Spec) -> str | None:
     if spec.sizes["in_features"] % 8:
         return f"in_features must be a multiple of 8, not {spec.sizes['in_features']}"
     return nvrtc.why_not()
-
-
-IMPL = Impl(name="cuda", supports=supports, prepare=prepare, launch=launch)

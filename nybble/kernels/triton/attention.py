@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.kernels.triton import overlap
+
 LOG2_E = 1.4426950408889634
 
 
@@ -177,7 +179,9 @@ def decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    overlap.begin(OVERLAP)
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     sequence = tl.program_id(2)
     kv_head = tl.program_id(1)
@@ -243,8 +247,10 @@ def join_kernel(
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One output row from its splits: Σ 2^(lse_i − max) part_i / Σ 2^(lse_i − max)."""
+    overlap.begin(OVERLAP)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
     seq_len = tl.load(seq_lens_ptr + sequence)
@@ -344,6 +350,7 @@ def launch(
         SPLITS=splits,
         num_warps=4,
         num_stages=3,
+        **overlap.options(q.device),
     )
     if splits > 1:
         join_kernel[(rows, q_heads)](
@@ -358,5 +365,6 @@ def launch(
             SPLITS=splits,
             BLOCK_SPLITS=triton.next_power_of_2(splits),
             num_warps=2,
+            **overlap.options(q.device),
         )
     return output

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.kernels.triton import overlap
+
 
 @triton.jit
 def kv_write_kernel(
@@ -23,7 +25,9 @@ def kv_write_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    overlap.begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping_ptr + token)
     if slot >= 0:
@@ -64,4 +68,5 @@ def launch(
         BLOCK_SIZE=key_cache.shape[2],
         BLOCK_HEADS=triton.next_power_of_2(heads),
         BLOCK_D=triton.next_power_of_2(head_dim),
+        **overlap.options(k.device),
     )

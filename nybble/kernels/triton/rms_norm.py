@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.kernels.triton import overlap
+
 
 @triton.jit
 def rms_norm_kernel(
@@ -21,7 +23,9 @@ def rms_norm_kernel(
     ROWS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    overlap.begin(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
     column = tl.arange(0, BLOCK_H)[None, :]
     inside = (row < rows) & (column < H)
@@ -62,5 +66,6 @@ def launch(
         BLOCK_H=block,
         HAS_RESIDUAL=residual is not None,
         num_warps=max(4, min(16, block // 512)),
+        **overlap.options(x.device),
     )
     return y, total

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nybble.kernels.triton import overlap
+
 
 @triton.jit
 def rotary_kernel(
@@ -22,7 +24,9 @@ def rotary_kernel(
     HALF: tl.constexpr,
     HEADS: tl.constexpr,  # heads a program
     BLOCK_HALF: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    overlap.begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     q_blocks: tl.constexpr = (Q_HEADS + HEADS - 1) // HEADS
@@ -67,4 +71,5 @@ def launch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: t
         HALF=half,
         HEADS=heads,
         BLOCK_HALF=block_half,
+        **overlap.options(q.device),
     )
