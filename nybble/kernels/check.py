@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from nybble.kernels import attention, dense_linear, int4_linear, kv_write, rms_norm, rotary, silu_mul
+from nybble.kernels import attention, dense_linear, int4_gated, int4_linear, kv_write, rms_norm, rotary, silu_mul
 from nybble.kernels.int4_weight import Int4Weight
 from nybble.kernels.op import Impl, Spec
 
-MODULES = (attention, dense_linear, int4_linear, kv_write, rms_norm, rotary, silu_mul)
+MODULES = (attention, dense_linear, int4_gated, int4_linear, kv_write, rms_norm, rotary, silu_mul)
 OPS = {module.OP.name: module.OP for module in MODULES}
 
 # Largest ‖result − reference‖ / ‖reference‖.

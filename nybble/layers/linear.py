@@ -81,16 +81,22 @@ class Linear(nn.Module):
             bias = None
         weight = self._format.repack(self._raw, self.target.dtype)
         self._raw.clear()
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
         if isinstance(weight, Int4Weight):
             self.weight_bytes = weight.qweight.nbytes + weight.scales.nbytes + weight.zeros.nbytes
-            impl = self.target.bind(int4_linear.OP, **sizes, group_size=weight.group_size)
         else:
             self.weight_bytes = weight.nbytes
+        self.weight_bytes += 0 if bias is None else bias.nbytes
+        self._bias = bias
+        self._bind(weight)
+
+    def _bind(self, weight: Int4Weight | torch.Tensor) -> None:
+        sizes = {"out_features": self.out_features, "in_features": self.in_features}
+        if isinstance(weight, Int4Weight):
+            impl = self.target.bind(int4_linear.OP, **sizes, group_size=weight.group_size)
+        else:
             impl = self.target.bind(dense_linear.OP, **sizes)
         assert impl.prepare is not None, f"{impl.name} has no prepare"
-        self._multiply, self._weight, self._bias = impl.launch, impl.prepare(weight), bias
-        self.weight_bytes += 0 if bias is None else bias.nbytes
+        self._multiply, self._weight = impl.launch, impl.prepare(weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._multiply(x, self._weight, self._bias)

@@ -23,6 +23,17 @@ class Target:
         Raises:
             ConfigError: a forced implementation does not exist or cannot run here.
         """
-        impl = bind(op, Spec(device=self.device, dtype=self.dtype, sizes=sizes), self.kernels)
+        impl = self._choose(op, sizes)
         self.chosen.setdefault(op.name, set()).add(impl.name)
         return impl
+
+    def find(self, op: Op, **sizes: int) -> Impl | None:
+        """The same for an operation that others can stand in for: None where only its reference would run."""
+        impl = self._choose(op, sizes)
+        if impl is op.reference:
+            return None
+        self.chosen.setdefault(op.name, set()).add(impl.name)
+        return impl
+
+    def _choose(self, op: Op, sizes: Mapping[str, int]) -> Impl:
+        return bind(op, Spec(device=self.device, dtype=self.dtype, sizes=sizes), self.kernels)

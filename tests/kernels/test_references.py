@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nybble.kernels import attention, dense_linear, int4_linear, kv_write, rms_norm, rotary, silu_mul
+from nybble.kernels import attention, dense_linear, int4_gated, int4_linear, kv_write, rms_norm, rotary, silu_mul
 
 CPU = torch.device("cpu")
 
@@ -110,7 +110,16 @@ def test_linears_are_products():
     close(dense_linear.reference(a["x"], dense.float(), a["bias"]), expected)
 
 
-@pytest.mark.parametrize("module", [attention, dense_linear, int4_linear, kv_write, rms_norm, rotary, silu_mul])
+def test_int4_gated():
+    a = arguments(int4_gated.Case(3, 128, 24, 32))
+    dense = a["weight"].dequantize(torch.float64)
+    gate, up = (a["x"].double() @ part.T for part in dense.split(24))
+    close(int4_gated.reference(**a), gate / (1 + (-gate).exp()) * up, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "module", [attention, dense_linear, int4_gated, int4_linear, kv_write, rms_norm, rotary, silu_mul]
+)
 def test_cost_counts_the_tensors(module):
     """No operation moves less than its cost says: the arguments are at least that large, results aside."""
     for case in module.cases():

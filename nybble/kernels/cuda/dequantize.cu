@@ -3,7 +3,7 @@
 //
 // A warp takes one unit at a time: its lanes read the codes 16 bytes each, as w4a16 does, and write 16 bytes (8 k) a row.
 //
-// Compile-time: BF16, GROUP.
+// Compile-time: BF16, GROUP, GATED (tiles hold gate and up rows).
 #include "ptx.cuh"
 
 constexpr int kRowTiles = 2, kRows = 16 * kRowTiles;
@@ -42,8 +42,13 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(const Arguments arg
             for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
                 for (int upper = 0; upper < 2; ++upper) {
+#if GATED
+                    const int feature = tile * kRows / 2 + r * 8 + g, row = upper * (args.out_features / 2) + feature;
+                    if (feature >= args.out_features / 2) continue;
+#else
                     const int row = tile * kRows + r * 16 + upper * 8 + g;
                     if (row >= args.out_features) continue;
+#endif
                     const unsigned both = ((const unsigned*)scales)[r];
                     const float scale = upper ? high_half(both) : low_half(both);
                     const int zero = zeros[r] >> (4 * upper) & 15;

@@ -19,7 +19,8 @@
 // with S = sum of x over a group:  sum (q - z) x = sum (1024 + q) x - (1024 + z) S, once a group and row. In fp16 the
 // codes of rows 8-15 of a tile stay four bits higher, as 1024 + 16 q, and the 1/16 goes into the scale.
 //
-// Compile-time: BF16, GROUP, TOKEN_TILES (of 8 tokens, up to 4), WARPS, SLOTS.
+// Compile-time: BF16, GROUP, GATED (rows g and g + 8 of a tile are a gate and its up row, y = silu(gate) * up),
+// TOKEN_TILES (of 8 tokens, up to 4), WARPS, SLOTS.
 #include "ptx.cuh"
 #include "ring.cuh"
 
@@ -178,13 +179,29 @@ struct Arguments {
     const float16* x;       // [tokens, in_features], rows x_row elements apart
     const byte* weight;     // [row tiles, units of K] of kUnitBytes
     const float16* bias;    // [out_features] or null
-    float16* y;             // [tokens, out_features]
+    float16* y;             // [tokens, out_features], GATED: [tokens, out_features / 2]
     float* partial;         // [row tiles, slices, max_parts, kRows * kTokens]
     unsigned* arrivals;     // [row tiles], zero between launches
     int x_row, tokens, in_features, out_features, slices, max_parts;
 };
 
 __device__ __forceinline__ void store_result(const Arguments& args, const Tile& out, int tile, int lane) {
+#if GATED
+    const int size = args.out_features / 2;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+        int feature = tile * kRows / 2 + r * 8 + lane / 4;
+        if (feature >= size) continue;
+#pragma unroll
+        for (int i = 0; i < kTokenTiles * 2; ++i) {
+            int token = i / 2 * 8 + lane % 4 * 2 + i % 2;
+            float gate = out[r][i / 2][i % 2], up = out[r][i / 2][2 + i % 2];
+            if (token < args.tokens)
+                args.y[(long long)token * size + feature] = from_float(gate / (1.f + __expf(-gate)) * up);
+        }
+    }
+    return;
+#endif
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll

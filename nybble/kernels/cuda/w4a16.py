@@ -8,21 +8,25 @@ A weight becomes units of 32 rows × 128 k, [row tiles, units of K], each one co
     scales  [group][g: 8][row tile][row g, row g + 8] 16-bit floats
     zeros   [group][g: 8][row tile] bytes: low nibble row g, high nibble row g + 8
 
-Rows and columns that fill up the last units have scale 0.
+Rows and columns that fill up the last units have scale 0. A gated weight, gate rows above up rows, is packed with eight
+gate rows and the eight up rows that belong to them in each tile of 16: a lane then holds both factors of its results.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from nybble.kernels import triton
 from nybble.kernels.cuda import nvrtc
 from nybble.kernels.int4_weight import Int4Weight
 from nybble.kernels.op import Spec
+
+silu_mul = triton.deferred("silu_mul")
 
 SOURCE = Path(__file__).parent / "w4a16.cu"
 DEQUANTIZE = Path(__file__).parent / "dequantize.cu"
@@ -62,6 +66,11 @@ class Packed:
     in_features: int
     out_features: int
     group_size: int
+    is_gated: bool = False
+
+    @property
+    def result_features(self) -> int:
+        return self.out_features // 2 if self.is_gated else self.out_features
 
 
 def prepare(weight: Int4Weight) -> Packed:
@@ -88,6 +97,25 @@ def prepare(weight: Int4Weight) -> Packed:
     arrivals = torch.zeros(tiles, dtype=torch.int32, device=codes.device)
     packed = torch.cat((codes, scales, zeros), dim=2)
     return Packed(packed, arrivals, weight.in_features, weight.out_features, weight.group_size)
+
+
+def prepare_gated(weight: Int4Weight) -> Packed:
+    """The same for the weight of `int4_gated`."""
+    size = weight.out_features // 2
+    eights = -(-size // (ROWS // 2)) * (ROWS // 2) // 8  # of gate rows, filled up to whole tiles
+
+    def interleaved(tensor: torch.Tensor) -> torch.Tensor:  # [2 · size, …] → [eights, gate or up, 8, …]
+        halves = tensor.view(2, size, -1)
+        halves = torch.nn.functional.pad(halves, (0, 0, 0, 8 * eights - size))
+        return halves.view(2, eights, 8, -1).transpose(0, 1).reshape(16 * eights, -1)
+
+    rows = Int4Weight(
+        interleaved(weight.qweight),
+        interleaved(weight.scales.T).T.contiguous(),
+        interleaved(weight.zeros.T).T.contiguous(),
+        weight.group_size,
+    )
+    return replace(prepare(rows), out_features=weight.out_features, is_gated=True)
 
 
 @dataclass(frozen=True)
@@ -143,10 +171,17 @@ def launch(x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.
     tokens = x.shape[0]
     if tokens > SLICED_TOKENS:
         return torch.nn.functional.linear(x, dequantize(packed, x.dtype), bias)
-    y = x.new_empty(tokens, packed.out_features)
+    y = x.new_empty(tokens, packed.result_features)
     for first in range(0, tokens, MAX_TOKENS):
         multiply_few(x[first : first + MAX_TOKENS], packed, bias, y[first : first + MAX_TOKENS])
     return y
+
+
+def launch_gated(x: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """silu(gate) · up [M, I] for x [M, K]."""
+    if x.shape[0] > SLICED_TOKENS:
+        return silu_mul(launch(x, packed, None))
+    return launch(x, packed, None)
 
 
 def multiply_few(
@@ -195,6 +230,7 @@ def multiply_few(
     defines = (
         ("BF16", int(x.dtype == torch.bfloat16)),
         ("GROUP", packed.group_size),
+        ("GATED", int(packed.is_gated)),
         ("TOKEN_TILES", token_tiles),
         ("WARPS", tuning.warps),
         ("SLOTS", tuning.slots),
@@ -220,7 +256,7 @@ class DequantizeArguments(ctypes.Structure):
 
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [N, K] in 16 bit, as `Int4Weight.dequantize` gives it."""
+    """The weight [N, K] in 16 bit, as `Int4Weight.dequantize` gave it before it was packed."""
     out = torch.empty(packed.out_features, packed.in_features, dtype=dtype, device=packed.units.device)
     arguments = DequantizeArguments(
         weight=packed.units.data_ptr(),
@@ -228,7 +264,11 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
         out_features=packed.out_features,
         in_features=packed.in_features,
     )
-    defines = (("BF16", int(dtype == torch.bfloat16)), ("GROUP", packed.group_size))
+    defines = (
+        ("BF16", int(dtype == torch.bfloat16)),
+        ("GROUP", packed.group_size),
+        ("GATED", int(packed.is_gated)),
+    )
     kernel = nvrtc.kernel(DEQUANTIZE, "dequantize", defines, out.device)
     blocks = 8 * torch.cuda.get_device_properties(out.device).multi_processor_count
     kernel.launch(grid=blocks, threads=256, shared_bytes=0, arguments=arguments)

@@ -11,7 +11,7 @@ import torch
 
 from nybble.kernels.cuda import w4a16
 from nybble.kernels.int4_linear import MODEL_SHAPES
-from nybble.kernels.int4_weight import random_int4_weight
+from nybble.kernels.int4_weight import Int4Weight, random_int4_weight
 from nybble.kernels.op import Spec
 
 # Multiprocessors and bytes of shared memory a block may have.
@@ -50,6 +50,17 @@ def test_every_code_scale_and_zero_lies_where_the_layout_says(
             assert units[tile, unit, at : at + 2].view(torch.float16) == weight.scales[k // group_size, n]
             at = 2048 + groups * 64 + (group * 8 + g) * 2 + row_tile
             assert int(units[tile, unit, at]) >> 4 * upper & 15 == weight.zeros[k // group_size, n]
+
+
+@pytest.mark.parametrize(("size", "group_size"), [(64, 32), (72, 64), (16, 128)])
+def test_a_gated_weight_pairs_gate_and_up_rows(size: int, group_size: int) -> None:
+    """Eight gate rows, then their eight up rows."""
+    weight = random_int4_weight(2 * size, 256, group_size, torch.float16, generator=torch.Generator().manual_seed(1))
+    index = torch.arange(2 * size).view(2, size // 8, 8).transpose(0, 1).flatten()
+    paired = Int4Weight(weight.qweight[index], weight.scales[:, index], weight.zeros[:, index], group_size)
+    packed = w4a16.prepare_gated(weight)
+    assert torch.equal(packed.units, w4a16.prepare(paired).units)
+    assert (packed.out_features, packed.result_features) == (2 * size, size)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -101,6 +112,7 @@ def test_the_sources_compile_without_spills(arch: str, bf16: int, tmp_path: Path
         values = {
             "BF16": bf16,
             "GROUP": group_size,
+            "GATED": int(tokens == 16),
             "TOKEN_TILES": ceil_div(tokens, 8),
             "WARPS": tuning.warps,
             "SLOTS": tuning.slots,
