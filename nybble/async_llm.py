@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from nybble.build import Built, StartupReport, build
 from nybble.core.config import EngineConfig, ResolvedConfig
-from nybble.core.errors import EngineDeadError, NybbleError
+from nybble.core.errors import EngineDeadError
 from nybble.core.log import logger
 from nybble.core.outputs import RequestOutput, SequenceDelta
 from nybble.core.request import Request
@@ -243,7 +243,7 @@ class AsyncLLM:
     def _admit(self, stream: _Stream, request: Request, engine: Engine) -> None:
         try:
             engine.add(request)
-        except NybbleError as error:
+        except Exception as error:  # whatever it is, it concerns this request alone
             _call(stream.loop, partial(stream.fail, error))
         else:
             self._streams[request.request_id] = stream

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from nybble.core.config import EngineConfig, HardwareFacts, ResolvedConfig, resolve
-from nybble.core.errors import ConfigError
+from nybble.core.errors import ConfigError, MemoryBudgetError
 from nybble.core.log import logger
 from nybble.engine.engine import Engine
 from nybble.models.checkpoint import Checkpoint
+from nybble.models.decoder import CausalLM
 from nybble.models.load import load_model
 from nybble.runner.measure import plan_memory, warm_up
 from nybble.runner.memory import KVBudget, MemoryFacts
@@ -94,14 +95,15 @@ def build(config: EngineConfig) -> Built:
         facts, budget = plan_memory(model, resolved)
         resolved = _shorten(resolved, budget)
     with report.phase("warm up"):
-        runner = ModelRunner(model, resolved, num_blocks=budget.num_blocks)
+        runner = _make_runner(model, resolved, budget.num_blocks)
         warm_up(runner, resolved)
     _record(report, model.weight_bytes, facts, budget, resolved.block_size, model.kernels)
     engine = Engine(
         runner,
         resolved,
         tokenizer=tokenizer,
-        eos_token_ids=checkpoint.eos_token_ids,
+        # A chat model may name the end of its turns in tokenizer_config.json only.
+        eos_token_ids={*checkpoint.eos_token_ids, *_ids(tokenizer and tokenizer.eos_token_id)},
         vocab_size=checkpoint.facts().vocab_size,
     )
     return Built(engine, resolved, checkpoint, tokenizer, report)
@@ -123,6 +125,23 @@ def find_hardware(config: EngineConfig) -> HardwareFacts:
     if config.device == "cpu" or not torch.cuda.is_available():
         return HardwareFacts(device="cpu", supports_bfloat16=True)
     return HardwareFacts(device="cuda", supports_bfloat16=torch.cuda.get_device_capability() >= (8, 0))
+
+
+def _ids(token_id: int | None) -> list[int]:
+    return [] if token_id is None else [token_id]
+
+
+def _make_runner(model: CausalLM, config: ResolvedConfig, num_blocks: int) -> ModelRunner:
+    try:
+        return ModelRunner(model, config, num_blocks=num_blocks)
+    except (MemoryError, RuntimeError) as error:  # numpy's and torch's: not enough memory
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        raise MemoryBudgetError(
+            f"the KV cache and the state of max_num_seqs = {config.max_num_seqs} sequences of up to "
+            f"{config.max_model_len} tokens do not fit in memory ({str(error).splitlines()[0]}); lower max_num_seqs, "
+            f"max_model_len or {config.memory.name}"
+        ) from error
 
 
 def _let_segments_grow() -> None:

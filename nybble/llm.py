@@ -69,7 +69,7 @@ class LLM:
             RequestError: a prompt can never be served, or parameters do not match; nothing was generated.
             KeyboardInterrupt: Ctrl-C; what was running is aborted, and the `LLM` can go on.
         """
-        prompts = [prompts] if _is_single(prompts) else list(prompts)  # type: ignore[list-item]
+        prompts = [prompts] if _is_single(prompts) else _listed("prompts", prompts)  # type: ignore[list-item]
         each = _one_for_each(sampling_params, len(prompts))
         return self._finish(map(self.requests.from_prompt, prompts, each), len(prompts), progress)
 
@@ -88,7 +88,7 @@ class LLM:
             sampling_params: as in `generate`, but without any the answer may fill the model's context.
             template_options: those of `Tokenizer.render_chat`, for instance `tools` or `enable_thinking`.
         """
-        conversations = [messages] if _is_conversation(messages) else messages
+        conversations = [messages] if _is_conversation(messages) else _listed("messages", messages)
         each = _one_for_each(sampling_params, len(conversations))
         requests = (
             self.requests.from_chat(conversation, params, **template_options)  # type: ignore[arg-type]
@@ -118,20 +118,23 @@ class LLM:
                     except RequestError as error:
                         if raise_refused:
                             raise
-                        refused.append(_refusal(request, error))
+                        refused += _refusals(request, error)
                     else:
                         open_ids.add(request.request_id)
                 if refused:
                     yield refused
                 while self.engine.has_work:
-                    deltas = self.engine.step()
+                    # An earlier run whose end was interrupted may still have something to tell: not to this one.
+                    deltas = [delta for delta in self.engine.step() if delta.request_id in open_ids]
                     if deltas:
                         yield deltas
                     if interrupted.is_set():
                         raise KeyboardInterrupt
         finally:
-            self._drop(open_ids)
-            self._is_running = False
+            try:
+                self._drop(open_ids)
+            finally:
+                self._is_running = False
 
     def close(self) -> None:
         """Release the model and its memory."""
@@ -168,11 +171,20 @@ class LLM:
 
 
 def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or bool(prompts and isinstance(prompts[0], int))
+    return isinstance(prompts, str) or bool(isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], int))
+
+
+def _listed(name: str, values: object) -> list[Any]:
+    """Several of them, from any iterable that is not one of them."""
+    if not isinstance(values, Iterable) or isinstance(values, Mapping | bytes):
+        raise RequestError(f"{name} must be one or a list, got {type(values).__name__}", parameter=name)
+    return list(values)
 
 
 def _is_conversation(messages: Conversation | Sequence[Conversation]) -> bool:
-    return isinstance(messages, str) or bool(messages and isinstance(messages[0], Mapping))
+    return isinstance(messages, str) or bool(
+        isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping)
+    )
 
 
 def _one_for_each(
@@ -180,6 +192,9 @@ def _one_for_each(
 ) -> Sequence[SamplingParams | None]:
     if params is None or isinstance(params, SamplingParams):
         return [params] * num_prompts
+    params = _listed("sampling_params", params)
+    if not all(each is None or isinstance(each, SamplingParams) for each in params):
+        raise RequestError("sampling_params must be SamplingParams, one or a list", parameter="sampling_params")
     if len(params) != num_prompts:
         raise RequestError(
             f"sampling_params has {len(params)} entries for {num_prompts} prompts; give one, or one for each",
@@ -188,8 +203,12 @@ def _one_for_each(
     return params
 
 
-def _refusal(request: Request, error: RequestError) -> SequenceDelta:
-    return SequenceDelta(request_id=request.request_id, index=0, finish_reason="error", error=str(error))
+def _refusals(request: Request, error: RequestError) -> list[SequenceDelta]:
+    """The last delta of each completion."""
+    return [
+        SequenceDelta(request_id=request.request_id, index=index, finish_reason="error", error=str(error))
+        for index in range(request.params.n)
+    ]
 
 
 @contextmanager

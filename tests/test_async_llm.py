@@ -106,6 +106,22 @@ def test_a_refused_request_harms_no_other() -> None:
     run(main())
 
 
+def test_an_unforeseen_error_of_one_request_stays_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with AsyncLLM("tiny", **SETTINGS) as llm:
+            good = asyncio.create_task(last(llm.chat("Count from 3 to 30", GREEDY)))
+            while not llm.stats.num_running:
+                await asyncio.sleep(0)
+            engine = llm._ready().engine
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "add", lambda request: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await last(llm.generate("Hello!"))
+            assert (await good).outputs[0].finish_reason == "stop"
+
+    run(main())
+
+
 def test_a_slow_reader_gets_the_steps_it_missed_together() -> None:
     async def main() -> None:
         async with AsyncLLM("tiny", **SETTINGS) as llm:

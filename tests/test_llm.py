@@ -1,13 +1,17 @@
 """`LLM`: prompts in, outputs out, in order; refusals, Ctrl-C and the progress bar. On the embedded model."""
 
+import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from nybble import LLM, SamplingParams
 from nybble.core.errors import ConfigError, EngineDeadError, RequestError
+from nybble.models.checkpoint import TINY
 
 QUESTIONS = ["Count from 3 to 30", "What is 12 + 30?", "Sort 31, 4, 15, 92, 6", "Who are you?"]
 GREEDY = SamplingParams(temperature=0, max_tokens=128)
@@ -93,6 +97,67 @@ def test_one_run_at_a_time(llm: LLM) -> None:
     run.close()  # aborts
     assert llm.stats.num_running == 0
     assert llm.chat("What is 12 + 30?", GREEDY)[0].outputs[0].text == "12 + 30 = 42"
+
+
+def test_a_refused_request_ends_each_of_its_completions(llm: LLM) -> None:
+    requests = [
+        llm.requests.from_prompt([1] * 100_000, SamplingParams(n=3)),
+        llm.requests.from_chat("What is 12 + 30?", GREEDY),
+    ]
+    ends = [
+        (delta.request_id, delta.index, delta.finish_reason)
+        for deltas in llm.run(requests, raise_refused=False)
+        for delta in deltas
+        if delta.finish_reason
+    ]
+    refused, served = (request.request_id for request in requests)
+    assert ends == [*((refused, index, "error") for index in range(3)), (served, 0, "stop")]
+
+
+def test_an_error_while_cleaning_up_does_not_block_the_llm(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = llm.run([llm.requests.from_chat("Count from 3 to 30", GREEDY)])
+    next(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine, "step", lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run.close()
+    assert llm.chat("What is 12 + 30?", GREEDY)[0].outputs[0].text == "12 + 30 = 42"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "field"),
+    [
+        (None, GREEDY, "prompts"),
+        ({"prompt": "hi"}, GREEDY, "prompts"),
+        (b"hi", GREEDY, "prompt"),
+        ([{"prompt": "hi"}], GREEDY, "prompt"),
+        ("hi", {"temperature": 0}, "sampling_params"),
+        (["hi"], [0], "sampling_params"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(llm: LLM, prompts: object, params: object, field: str) -> None:
+    with pytest.raises(RequestError, match=field):
+        llm.generate(prompts, params)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="messages"):
+        llm.chat(None)  # type: ignore[arg-type]
+
+
+def test_prompts_may_come_from_any_iterable(llm: LLM) -> None:
+    outputs = llm.chat((question for question in QUESTIONS[1:3]), GREEDY)
+    assert [output.outputs[0].text for output in outputs] == ["12 + 30 = 42", "4, 6, 15, 31, 92"]
+
+
+def test_the_checkpoints_own_recommendations_apply(tmp_path: Path) -> None:
+    """Sampling and length from generation_config.json, the end of a turn from tokenizer_config.json."""
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    recommended = {"repetition_penalty": 1.3, "top_k": 5, "max_new_tokens": 7, "eos_token_id": 0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
+    with LLM(str(tmp_path), kv_cache_memory_bytes=4 << 20) as llm:
+        params = llm.requests.default_params()
+        assert (params.repetition_penalty, params.top_k, params.max_tokens) == (1.3, 5, 7)
+        assert llm.requests.default_params(top_k=3).top_k == 3
+        (output,) = llm.chat("What is 12 + 30?", GREEDY)
+        assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("12 + 30 = 42", "stop")
 
 
 def test_ctrl_c_ends_the_run_and_the_llm_goes_on(llm: LLM) -> None:

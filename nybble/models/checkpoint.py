@@ -91,6 +91,8 @@ class Checkpoint:
         for name, value in wishes.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ModelError(f"generation_config.json: {name} must be a number, got {value!r}")
+        if isinstance(longest := self.generation.get("max_new_tokens"), int):
+            wishes["max_tokens"] = longest
         return wishes | {"temperature": 0.0} if self.generation.get("do_sample") is False else wishes
 
     @cached_property

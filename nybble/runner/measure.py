@@ -163,14 +163,17 @@ def release_gpu() -> None:
 
 
 def host_memory() -> MemoryFacts:
-    """The machine's memory; what other programs use counts as used. A step's temporaries are small beside it."""
+    """The machine's memory; what other programs use counts as used.
+
+    A step at its worst would take minutes to run on a CPU, so it is not measured: a tenth of the memory is kept for it.
+    """
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     available = total
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    return MemoryFacts(total_bytes=total, used_bytes=total - available)
+    return MemoryFacts(total_bytes=total, used_bytes=total - available, margin_bytes=total // 10)
 
 
 def _first_line(error: Exception) -> str:

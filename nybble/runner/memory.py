@@ -89,8 +89,9 @@ def _asked_bytes(setting: MemorySetting, facts: MemoryFacts) -> int:
 
 def _too_much(setting: MemorySetting, facts: MemoryFacts, need: KVNeed, asked: int) -> str:
     return (
-        f"{setting} asks for {_gb(asked)} of KV cache, but of {_gb(facts.free_bytes)} free after the weights a step "
-        f"needs {_gb(facts.workspace_bytes + facts.margin_bytes)} at its worst, which leaves {_gb(facts.room_bytes)}; "
+        f"{setting} asks for {_gb(asked)} of KV cache, but of {_gb(facts.free_bytes)} free after the weights "
+        f"{_gb(facts.workspace_bytes + facts.margin_bytes)} are kept for a step at its worst, which leaves "
+        f"{_gb(facts.room_bytes)}; "
         + _remedies(setting, facts, need)
     )
 
@@ -99,8 +100,9 @@ def _too_little(setting: MemorySetting, facts: MemoryFacts, need: KVNeed, asked:
     tokens = need.max_model_len if need.max_model_len_is_explicit else need.block_size
     return (
         f"{setting} leaves {_gb(max(asked, 0))} for KV, but a sequence of {tokens} tokens needs {_gb(least)}: "
-        f"of {_gb(facts.total_bytes)}, {_gb(facts.used_bytes)} are in use (weights included) and a step needs "
-        f"{_gb(facts.workspace_bytes + facts.margin_bytes)} at its worst; " + _remedies(setting, facts, need)
+        f"of {_gb(facts.total_bytes)}, {_gb(facts.used_bytes)} are in use (weights included) and "
+        f"{_gb(facts.workspace_bytes + facts.margin_bytes)} are kept for a step at its worst; "
+        + _remedies(setting, facts, need)
     )
 
 
@@ -113,7 +115,8 @@ def _remedies(setting: MemorySetting, facts: MemoryFacts, need: KVNeed) -> str:
     longest = max(facts.room_bytes, 0) // need.bytes_per_block * need.block_size
     if need.max_model_len_is_explicit and 0 < longest < need.max_model_len:
         remedies.append(f"max_model_len ≤ {longest} would fit on this device")
-    remedies.append("lower max_num_batched_tokens or max_num_seqs to make a step need less")
+    if facts.workspace_bytes:
+        remedies.append("lower max_num_batched_tokens or max_num_seqs to make a step need less")
     return "; or ".join(remedies)
 
 
