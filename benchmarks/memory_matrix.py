@@ -3,9 +3,9 @@
     python -m benchmarks.memory_matrix --size 32b
 
 One cell is a setting, a value and a batch size: twice `max_num_seqs` prompts of nearly the longest length arrive at
-once, with random lengths, random aborts and every costly sampling feature. It passes if all requests end without an
-error, no allocation failed or was retried, no block stays in use, and the memory reserved after warm-up did not grow.
-A setting that is refused at start passes too: that is what refusals are for.
+once, with random lengths, random aborts, penalties, truncation and log-probabilities. It passes if all requests end
+without an error, no allocation failed or was retried, no block stays in use, and the memory reserved after warm-up did
+not grow. A setting that is refused at start passes too: that is what refusals are for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def main() -> None:
         for value in map(float, options.values.split(",")):
             for batch in map(int, options.batches.split(",")):
                 begin = time.perf_counter()
-                verdict, detail = cell(model, batch, options.length, {name: value})
+                number = int(value) if name == "kv_cache_memory_bytes" else value
+                verdict, detail = cell(model, batch, options.length, {name: number})
                 verdicts[verdict] += 1
                 seconds = time.perf_counter() - begin
                 print(f"{name} = {value:g}, batch {batch}: {verdict}; {detail} ({seconds:.1f} s)", flush=True)
@@ -71,9 +72,12 @@ def cell(model: str, batch: int, length: int, memory: dict[str, float]) -> tuple
         params = SamplingParams(
             temperature=0.8,
             top_p=0.9,
+            min_p=0.01,
             repetition_penalty=1.1,
+            logit_bias={5: 1.0},
             seed=index,
             logprobs=20 if index % 3 == 2 else None,
+            prompt_logprobs=20 if index % 5 == 4 else None,
             max_tokens=num_new,
             ignore_eos=True,
             detokenize=False,
