@@ -94,6 +94,7 @@ def build(config: EngineConfig) -> Built:
     with report.phase("measure memory"):
         facts, budget = plan_memory(model, resolved)
         resolved = _shorten(resolved, budget)
+    logger.info("settings: %s", ", ".join(f"{name} = {value}" for name, value in resolved.table()))
     with report.phase("warm up"):
         runner = _make_runner(model, resolved, budget.num_blocks)
         warm_up(runner, resolved)

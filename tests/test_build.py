@@ -13,6 +13,8 @@ from nybble.core.errors import ConfigError, MemoryBudgetError
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
 from nybble.engine.engine import Engine
+from nybble.kernels.check import OPS
+from nybble.kernels.op import OPERATIONS
 
 QWEN = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -120,6 +122,44 @@ def test_the_device_is_a_gpu_where_there_is_one(directory: Path, monkeypatch: py
     found = find_hardware(config_of(directory, device="auto"))
     assert (found.device, found.supports_bfloat16) == ("cuda", False)
     assert find_hardware(config_of(directory, device="cpu")).device == "cpu"
+
+
+def test_a_forced_kernel_of_no_operation_is_refused(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="'atention' is no operation; there are attention, dense_linear"):
+        build(config_of(directory, kernels={"atention": "reference"}))
+    assert set(OPERATIONS) == set(OPS), "nybble/kernels/op.py names them all"
+    build(config_of(directory, kernels={"attention": "reference"})).engine.close()
+
+
+def test_ranges_that_the_device_counts_in_hold_from_end_to_end() -> None:
+    """Neighbours do not notice a request at the ends of its ranges."""
+    engine = build_engine(EngineConfig(model="tiny", device="cpu", kv_cache_memory_bytes=4 << 20))
+    plain = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    expected = generate(engine, [[5, 6, 7]], plain)
+    extreme = SamplingParams(
+        min_tokens=2**63 - 1, max_tokens=2**63 - 1, top_k=2**63 - 1, seed=-(2**63), temperature=1e4, stop_token_ids=[3]
+    )
+    engine.add(Request(request_id="extreme", prompt_token_ids=[5, 6], params=extreme))
+    engine.step()
+    engine.add(Request(request_id="0", prompt_token_ids=[5, 6, 7], params=plain))
+    tokens: list[int] = []
+    for _ in range(10):
+        for delta in engine.step():
+            assert delta.error is None
+            tokens += delta.token_ids if delta.request_id == "0" else []
+    assert [tokens] == expected
+    engine.close()
+
+
+def test_masks_that_leave_nothing_are_told_as_such() -> None:
+    engine = build_engine(EngineConfig(model="tiny", device="cpu", kv_cache_memory_bytes=4 << 20))
+    eos = sorted(engine._eos_token_ids)
+    params = SamplingParams(allowed_token_ids=eos, min_tokens=2)
+    engine.add(Request(request_id="r", prompt_token_ids=[5, 6, 7], params=params))
+    (delta,) = engine.step()
+    assert delta.finish_reason == "error"
+    assert "leave no token to generate" in str(delta.error)
+    engine.close()
 
 
 @pytest.mark.gpu

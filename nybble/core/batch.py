@@ -26,6 +26,9 @@ DEVICE_TOKEN = -1
 BAD_LOGITS = -1
 """In `StepResult.token_ids`: the row's logits were not finite; the sequence must end with an error."""
 
+NO_TOKEN = -2
+"""In `StepResult.token_ids`: what the parameters forbid is every token; the sequence must end with an error."""
+
 
 class SequenceStart(msgspec.Struct, kw_only=True):
     """A sequence takes a slot, for the first time or again after a preemption. Resets all state of the slot."""
@@ -66,7 +69,7 @@ class Batch(msgspec.Struct, kw_only=True):
 class StepResult(msgspec.Struct, kw_only=True):
     """What a step sampled. Lists have one entry for each row of the batch, in its order."""
 
-    token_ids: list[int | None]  # None for rows that did not sample; BAD_LOGITS for a failed row
+    token_ids: list[int | None]  # None for rows that did not sample; BAD_LOGITS or NO_TOKEN for a failed row
     logprobs: list[TokenLogprobs | None]  # where params.logprobs was set; without decoded_token
     prompt_logprobs: list[
         list[TokenLogprobs] | None

@@ -1,7 +1,7 @@
 """Settings, written once: `EngineConfig` is what the user asked, `ResolvedConfig` what the engine runs with.
 
 A None in `EngineConfig` means "choose for me". `resolve` fills every one from the model and the device, checks what
-belongs together, and returns a frozen value that is printed at start. Facts that are measured later (how many KV blocks
+belongs together, and returns a frozen value. Facts that are measured later (how many KV blocks
 fit) are return values of whoever measures them, never edits of a config. CLI flags are generated from the fields here.
 """
 
@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
+from nybble.core.checks import Interval, fits, shown, wording
 from nybble.core.errors import ConfigError
 
 DType = Literal["float16", "bfloat16", "float32"]
 Device = Literal["cpu", "cuda"]
 Policy = Literal["fcfs", "priority"]
+
+_RANGES = {
+    "max_model_len": Interval(2),
+    "max_num_seqs": Interval(1),
+    "max_num_batched_tokens": Interval(1),
+    "gpu_memory_utilization": Interval(0, 1, open_low=True),
+    "cache_max_entry_count": Interval(0, 1, open_low=True, open_high=True),  # 1 would leave nothing for the step
+    "kv_cache_memory_bytes": Interval(1),
+    "seed": Interval(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,29 +75,15 @@ class EngineConfig:
         return cls(**settings)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str):
-            raise ConfigError(f"model must be a Hugging Face id or a directory, got {self.model!r}")
-        if not self.model:
-            raise ConfigError("model must be a Hugging Face id or a directory, got an empty string")
-        for name in ("load_format", "device", "dtype", "scheduling_policy"):
-            choices = get_args(_bare_types()[name])
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name, low in (
-            ("max_model_len", 2),
-            ("max_num_seqs", 1),
-            ("max_num_batched_tokens", 1),
-            ("kv_cache_memory_bytes", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise ConfigError(f"{name} must be an integer ≥ {low}, got {value!r}")
-        if not isinstance(self.block_size, int) or self.block_size < 8 or self.block_size & (self.block_size - 1):
-            raise ConfigError(f"block_size must be a power of two ≥ 8, got {self.block_size!r}")
-        for name in ("gpu_memory_utilization", "cache_max_entry_count"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
-                raise ConfigError(f"{name} must be a number in (0, 1], got {value!r}")
+        if not isinstance(self.model, str) or not self.model:
+            got = shown(self.model) if self.model != "" else "an empty string"
+            raise ConfigError(f"model must be a Hugging Face id or a directory, got {got}")
+        for name, kind in _bare_types().items():
+            value, interval = getattr(self, name), _RANGES.get(name)
+            if not fits(kind, value, interval):
+                raise ConfigError(f"{name} must be {wording(kind, interval)}, got {shown(value)}")
+        if self.block_size < 8 or self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size must be a power of two ≥ 8, got {self.block_size}")
         given = [
             n
             for n in ("gpu_memory_utilization", "cache_max_entry_count", "kv_cache_memory_bytes")
@@ -218,5 +216,6 @@ def _resolve_memory(config: EngineConfig, on_gpu: bool) -> MemorySetting:
     return MemorySetting("kv_cache_memory_bytes", DEFAULT_CPU_KV_BYTES)
 
 
+@cache
 def _bare_types() -> dict[str, Any]:
     return get_type_hints(EngineConfig)

@@ -8,7 +8,7 @@
     ├── MemoryBudgetError  the memory settings leave too little              (needed, present, what to change)
     └── EngineDeadError    the engine has stopped; nothing more will come
 
-The first three and `RequestError` are the user's to mend, so commands print them without a traceback.
+All but the last are the user's to mend, and say how; so commands print them without a traceback.
 """
 
 

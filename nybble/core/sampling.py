@@ -7,10 +7,13 @@ checked by the engine when a request is added.
 
 from __future__ import annotations
 
-import math
+from functools import cache
+from typing import Any, get_type_hints
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from nybble.core.checks import Interval, fits, shown, wording
 from nybble.core.errors import RequestError
 
 SAMPLING_EPSILON = 1e-5
@@ -18,22 +21,43 @@ SAMPLING_EPSILON = 1e-5
 
 MAX_LOGPROBS = 20
 
+_NATURAL = Interval(0)
+_RANGES = {
+    "n": Interval(1, 1024),
+    # Bounds that no use needs, but float32 does: a factor that overflows turns the −inf of masked tokens into NaN.
+    "temperature": Interval(0, 1e4),
+    "repetition_penalty": Interval(1e-3, 1e3),
+    "top_p": Interval(0, 1, open_low=True),
+    "top_k": Interval(-1),
+    "min_p": Interval(0, 1),
+    "presence_penalty": Interval(-2, 2),
+    "frequency_penalty": Interval(-2, 2),
+    "seed": Interval(),
+    "max_tokens": Interval(1),
+    "min_tokens": _NATURAL,
+    "stop_token_ids": _NATURAL,
+    "allowed_token_ids": _NATURAL,
+    "logit_bias": Interval(-100, 100),
+    "logprobs": Interval(0, MAX_LOGPROBS),
+    "prompt_logprobs": Interval(0, MAX_LOGPROBS),
+}
+
 
 class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """How to continue one prompt.
 
     Args:
-        n: completions for the prompt; they share its KV blocks.
-        temperature: 0 is greedy; the distribution is softmax(logits / temperature).
+        n: completions for the prompt, in [1, 1024]; they share its KV blocks.
+        temperature: 0 is greedy; the distribution is softmax(logits / temperature); in [0, 10000].
         top_p: keep the smallest set of tokens with at least this probability, in (0, 1].
         top_k: keep the k likeliest tokens; 0 or -1 keeps all.
         min_p: drop tokens less likely than min_p × the likeliest one, in [0, 1].
         presence_penalty: subtracted from the logit of each token generated so far, in [-2, 2].
         frequency_penalty: subtracted once per occurrence in the generated text, in [-2, 2].
-        repetition_penalty: divides positive (multiplies negative) logits of tokens in prompt or output, > 0.
-        seed: makes a request repeatable, alone or in any batch.
-        max_tokens: most tokens to generate; None means up to the model's context length.
-        min_tokens: end-of-sequence tokens and stop conditions are held back until this many were generated.
+        repetition_penalty: divides positive, multiplies negative logits of tokens so far, prompt too; in [0.001, 1000].
+        seed: makes a request repeatable, alone or in any batch; None or -1: unseeded.
+        max_tokens: most tokens to generate, at least 1; None means up to the model's context length.
+        min_tokens: end-of-sequence tokens and stop conditions are held back for this many tokens; at most max_tokens.
         stop: strings that end the text, of any length, also across token borders.
         stop_token_ids: token ids that end the text.
         include_stop_str_in_output: keep the stop string in the text.
@@ -76,43 +100,26 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, math.inf),
-            ("min_p", 0.0, 1.0),
-            ("presence_penalty", -2.0, 2.0),
-            ("frequency_penalty", -2.0, 2.0),
-        ):
-            _check_number(name, getattr(self, name), low, high)
-        _check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _check_int("n", self.n, 1, 1024)
-        _check_int("top_k", self.top_k, -1, None)
-        _check_int("min_tokens", self.min_tokens, 0, None)
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, None)
-            if self.min_tokens > self.max_tokens:
-                _fail("min_tokens", self.min_tokens, f"must not exceed max_tokens ({self.max_tokens})")
-        if self.seed is not None:
-            _check_int("seed", self.seed, -(2**63), 2**63 - 1)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
-        for text in self.stop_strings:
-            if not isinstance(text, str) or not text:
-                _fail("stop", text, "must be non-empty strings")
+        for name, kind in _kinds().items():
+            value = getattr(self, name)
+            if isinstance(value, list | tuple | dict):  # a copy: what the caller does to his own later is not checked
+                value = dict(value) if isinstance(value, dict) else list(value)
+                force_setattr(self, name, value)
+            if not fits(kind, value, _RANGES.get(name)):
+                _fail(name, value, f"must be {wording(kind, _RANGES.get(name))}")
+        if self.seed == -1:  # as in vLLM
+            force_setattr(self, "seed", None)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            _fail("min_tokens", self.min_tokens, f"must not exceed max_tokens ({self.max_tokens})")
+        for name, texts in (("stop", self.stop_strings), ("bad_words", self.bad_words or [])):
+            if "" in texts:
+                _fail(name, getattr(self, name), "must be non-empty strings")
         if self.stop_strings and not self.detokenize:
             _fail("stop", self.stop, "needs detokenize=True: stop strings are searched in the text")
-        for word in self.bad_words or ():
-            if not isinstance(word, str) or not word:
-                _fail("bad_words", word, "must be non-empty strings")
-        for name in ("stop_token_ids", "allowed_token_ids"):
-            for token_id in getattr(self, name) or ():
-                _check_int(name, token_id, 0, None)
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+        if self.allowed_token_ids == []:
             _fail("allowed_token_ids", [], "must name at least one token; use None to allow all")
-        for token_id, bias in (self.logit_bias or {}).items():
-            _check_int("logit_bias", token_id, 0, None)
-            _check_number("logit_bias", bias, -100.0, 100.0)
+        if self.logit_bias and min(self.logit_bias) < 0:
+            _fail("logit_bias", min(self.logit_bias), "must be of token ids ≥ 0")
 
     @property
     def is_greedy(self) -> bool:
@@ -126,17 +133,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
 
 
 def _fail(name: str, value: object, rule: str) -> None:
-    raise RequestError(f"{name} {rule}, got {value!r}", parameter=name)
+    raise RequestError(f"{name} {rule}, got {shown(value)}", parameter=name)
 
 
-def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    rule = f"must be a number in {'(' if open_low else '['}{low:g}, {high:g}]"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
-        _fail(name, value, rule)
-
-
-def _check_int(name: str, value: object, low: int, high: int | None) -> None:
-    rule = f"must be an integer ≥ {low}" if high is None else f"must be an integer in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        _fail(name, value, rule)
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(SamplingParams)

@@ -4,9 +4,9 @@ Owns: block ids, reference counts, the prefix table, the order of eviction. Does
 K/V tensors.
 
 A *prefix* is a number that stands for the contents of a whole chain of full blocks. A full block is found under the
-pair (prefix of the blocks before it, its own tokens); a chain starts from a root, the user's `cache_salt`. The table
-finds the pair by its hash and compares the tokens themselves, and a prefix number is never given to a second chain, so
-colliding hashes cannot serve the KV of other tokens.
+pair (prefix of the blocks before it, its own tokens); a chain starts from a root, made of the user's `cache_salt`. The
+table finds the pair by its hash and compares the tokens themselves, and a prefix number is never given to a second
+chain, so colliding hashes cannot serve the KV of other tokens.
 
 A block whose reference count falls to 0 keeps its contents while no one needs the space. Such *idle* blocks are given
 up in the order in which they were freed, and a sequence frees its last block first: a chain loses its tail before its
@@ -18,10 +18,18 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-Prefix = int | str
-"""A chain of full blocks (int), or the root that it starts from (the salt, or an int from `new_root`)."""
+Root = tuple[Literal["salt", "private"], str | int]
+"""Where a chain starts. The tag keeps what users choose apart from the pool's own numbers, whatever type it has."""
+
+Prefix = int | Root
+"""A chain of full blocks, or the root that it starts from."""
+
+
+def salted_root(cache_salt: str) -> Root:
+    """The root that all who use this salt share."""
+    return "salt", cache_salt
 
 
 class PrefixMatch(NamedTuple):
@@ -62,9 +70,9 @@ class BlockPool:
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
 
-    def new_root(self) -> Prefix:
+    def new_root(self) -> Root:
         """A root that no one else has: its chains are found only by those who were given it."""
-        return next(self._serials)
+        return "private", next(self._serials)
 
     def allocate(self) -> int:
         """Take a free block with arbitrary contents. The caller made sure that there is one."""
@@ -99,9 +107,10 @@ class BlockPool:
                 self._unregister(block_id)
                 self._blank.append(block_id)
 
-    def match(self, root: Prefix, token_ids: Sequence[int], max_blocks: int) -> PrefixMatch:
+    def match(self, root: Root, token_ids: Sequence[int], max_blocks: int) -> PrefixMatch:
         """Find the longest cached head of `token_ids` in whole blocks, at most `max_blocks`. Takes nothing."""
-        prefix, block_ids, num_idle = root, list[int](), 0
+        prefix: Prefix = root
+        block_ids, num_idle = list[int](), 0
         for start in range(0, max_blocks * self.block_size, self.block_size):
             block_id = self._block_of.get((prefix, tuple(token_ids[start : start + self.block_size])))
             if block_id is None:

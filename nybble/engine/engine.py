@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from nybble.core.batch import BAD_LOGITS, PendingStep, Runner
+from nybble.core.batch import BAD_LOGITS, NO_TOKEN, PendingStep, Runner
 from nybble.core.config import ResolvedConfig
 from nybble.core.errors import EngineDeadError, RequestError
 from nybble.core.log import logger
@@ -24,6 +24,7 @@ from nybble.core.outputs import FinishReason, SequenceDelta
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
 from nybble.engine.bad_words import encode_bad_words
+from nybble.engine.block_pool import salted_root
 from nybble.engine.completion import Completion
 from nybble.engine.scheduler import Scheduler, Step
 from nybble.engine.sequence import Sequence
@@ -33,6 +34,12 @@ from nybble.text.tokenizer import Tokenizer
 
 MAX_FAILURES_IN_A_ROW = 3
 """After this many failed steps without a good one between them the runner is taken for broken."""
+
+FAILED_ROWS = {
+    BAD_LOGITS: "the model's logits were not finite (NaN or infinity)",
+    NO_TOKEN: "the sampling parameters leave no token to generate: allowed_token_ids, bad_words and min_tokens (which "
+    "holds back end-of-sequence and stop ids) exclude all; loosen one of them",
+}
 
 
 class Engine:
@@ -59,7 +66,8 @@ class Engine:
         self._runner = runner
         self._config = config
         self._tokenizer = tokenizer
-        self._eos_token_ids = frozenset(eos_token_ids)
+        # A config.json may name ids that no row of logits has: they are never sampled, and could be of any size.
+        self._eos_token_ids = frozenset(token_id for token_id in eos_token_ids if token_id < vocab_size)
         self._clock = clock
         self._limits = RequestLimits(
             vocab_size=vocab_size,
@@ -104,12 +112,13 @@ class Engine:
         """Queue a request; its deltas come out of the following steps.
 
         Raises:
-            RequestError: it can never be served by this model with this KV cache; nothing was queued.
-            EngineDeadError: the engine has stopped.
+            RequestError: it can never be served by this model with this KV cache.
+            EngineDeadError: the engine has stopped. After any error nothing was queued.
         """
         self._check_alive()
         sequences = self._sequences_of(request)
         completions = [Completion(sequence, self._eos_token_ids, self._tokenizer) for sequence in sequences]
+        # All that can raise is done: a request is queued whole or not at all.
         self._requests[request.request_id] = {sequence.index: sequence for sequence in sequences}
         self._num_prompt_tokens += len(request.prompt_token_ids)
         for sequence, completion in zip(sequences, completions, strict=True):
@@ -118,7 +127,9 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it is; the next step's deltas say so. Ids that are not open are ignored."""
-        for sequence in self._requests.get(request_id, {}).values():
+        # What is no string cannot be open, and looking it up may raise, which AsyncLLM's thread would not survive.
+        sequences = self._requests.get(request_id, {}) if isinstance(request_id, str) else {}
+        for sequence in sequences.values():
             if not sequence.is_finished:
                 self._end(sequence, "abort")
 
@@ -161,7 +172,7 @@ class Engine:
         bad_word_ids = self._bad_word_ids(params)
         shares_all = self._config.enable_prefix_caching
         num_shareable_tokens = max_length if shares_all else len(request.prompt_token_ids) if params.n > 1 else 0
-        prefix_root = request.cache_salt if shares_all else self._scheduler.pool.new_root()
+        prefix_root = salted_root(request.cache_salt) if shares_all else self._scheduler.pool.new_root()
         priority = request.priority if self._config.scheduling_policy == "priority" else 0
         sequences = []
         for index, seed in enumerate(self._seeds(params)):
@@ -226,8 +237,8 @@ class Engine:
         self._num_failures_in_a_row = 0
         now = self._clock()
         for sequence, token_id, logprobs in self._scheduler.apply(step, result):
-            if token_id == BAD_LOGITS:
-                self._end(sequence, "error", "the model's logits were not finite (NaN or infinity)")
+            if token_id in FAILED_ROWS:
+                self._end(sequence, "error", FAILED_ROWS[token_id])
                 continue
             self._num_generated_tokens += 1
             try:

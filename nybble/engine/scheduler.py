@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from nybble.core.batch import BAD_LOGITS, DEVICE_TOKEN, Batch, Row, SequenceStart, StepResult
+from nybble.core.batch import BAD_LOGITS, DEVICE_TOKEN, NO_TOKEN, Batch, Row, SequenceStart, StepResult
 from nybble.core.config import ResolvedConfig
 from nybble.core.outputs import FinishReason, TokenLogprobs
 from nybble.engine.block_pool import BlockPool
@@ -78,7 +78,7 @@ class Scheduler:
         return step
 
     def apply(self, step: Step, result: StepResult) -> Iterator[tuple[Sequence, int, TokenLogprobs | None]]:
-        """Enter a step's outcome; yield each sequence that got a token, with it (BAD_LOGITS if there is none)."""
+        """Enter a step's outcome; yield each sequence that got a token, with it (or BAD_LOGITS, or NO_TOKEN)."""
         outcome = zip(
             step.batch.rows, step.sequences, result.token_ids, result.logprobs, result.prompt_logprobs, strict=True
         )
@@ -93,7 +93,7 @@ class Scheduler:
             sequence.num_in_flight -= 1
             if token_id == BAD_LOGITS:
                 self.pool.forget(step.block_tables[position])  # broken K/V must not reach others
-            else:
+            elif token_id != NO_TOKEN:
                 sequence.token_ids.append(token_id)
             yield sequence, token_id, logprobs
 
@@ -280,7 +280,7 @@ def _start_of(sequence: Sequence, slot: int) -> SequenceStart:
     return SequenceStart(
         slot=slot,
         params=sequence.request.params,
-        prompt_token_ids=sequence.request.prompt_token_ids,
+        prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens],  # the request's list may have been changed
         output_token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
         seed=sequence.seed,
         end_token_ids=sorted(sequence.end_token_ids),

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from nybble.core.outputs import FinishReason, TokenLogprobs
 from nybble.core.request import Request
-from nybble.engine.block_pool import Prefix
+from nybble.engine.block_pool import Prefix, Root, salted_root
+
+NO_SALT = salted_root("")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -26,7 +28,7 @@ class Sequence:
     seed: int
     end_token_ids: frozenset[int] = frozenset()
     bad_word_ids: list[list[int]] = field(default_factory=list)
-    prefix_root: Prefix = ""  # where its prefix chain starts: shared with whom it may share blocks
+    prefix_root: Root = NO_SALT  # where its prefix chain starts: shared with whom it may share blocks
     num_shareable_tokens: int = 0  # blocks within the first this-many tokens may be shared
 
     token_ids: list[int] = field(init=False)  # the prompt and all sampled ids that the host knows
@@ -41,7 +43,7 @@ class Sequence:
     is_started: bool = False  # the runner was told about this stay in the slot
     block_ids: list[int] = field(default_factory=list)
     num_registered_blocks: int = 0  # the first this-many blocks are in the prefix table …
-    prefix: Prefix = ""  # … under this prefix
+    prefix: Prefix = field(init=False)  # … under this prefix
 
     prompt_logprobs: list[TokenLogprobs | None] | None = field(init=False)  # so far; None when not wanted
     finish_reason: FinishReason | None = None
@@ -49,6 +51,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self.prefix = self.prefix_root
         wants_them = self.request.params.prompt_logprobs is not None and self.index == 0
         self.prompt_logprobs = [None] if wants_them else None  # nothing predicts the first token
 

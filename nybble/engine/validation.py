@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nybble.core.checks import shown
 from nybble.core.errors import RequestError
 from nybble.core.request import Request
 
@@ -52,7 +53,8 @@ class RequestLimits:
         for token_id in token_ids:
             if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
                 raise RequestError(
-                    f"{name} holds {token_id!r}; token ids of this model are integers in [0, {self.vocab_size - 1}]",
+                    f"{name} holds {shown(token_id)}; "
+                    f"token ids of this model are integers in [0, {self.vocab_size - 1}]",
                     parameter=name,
                 )
 

@@ -17,6 +17,18 @@ import torch
 from nybble.core.errors import ConfigError
 from nybble.core.log import logger
 
+OPERATIONS = (
+    "attention",
+    "dense_linear",
+    "int4_gated",
+    "int4_linear",
+    "kv_write",
+    "rms_norm",
+    "rotary",
+    "silu_mul",
+)
+"""All there are, so that a misspelt name in `EngineConfig.kernels` shows: a model binds only those that it needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
@@ -76,9 +88,13 @@ def bind(op: Op, spec: Spec, override: Mapping[str, str] | None = None) -> Impl:
         override: operation name → implementation name, from `EngineConfig.kernels`.
 
     Raises:
-        ConfigError: the override names no implementation, or one that does not support `spec`.
+        ConfigError: the override names no operation, no implementation, or one that does not support `spec`.
     """
-    wanted = (override or {}).get(op.name)
+    override = override or {}
+    for name in override:
+        if name not in OPERATIONS:
+            raise ConfigError(f"kernels: {name!r} is no operation; there are {', '.join(OPERATIONS)}")
+    wanted = override.get(op.name)
     if wanted is not None:
         impl = next((i for i in op.all_impls if i.name == wanted), None)
         if impl is None:

@@ -91,8 +91,7 @@ def _too_much(setting: MemorySetting, facts: MemoryFacts, need: KVNeed, asked: i
     return (
         f"{setting} asks for {_gb(asked)} of KV cache, but of {_gb(facts.free_bytes)} free after the weights "
         f"{_gb(facts.workspace_bytes + facts.margin_bytes)} are kept for a step at its worst, which leaves "
-        f"{_gb(facts.room_bytes)}; "
-        + _remedies(setting, facts, need)
+        f"{_gb(facts.room_bytes)}; " + _remedies(setting, facts, need)
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from nybble.core.batch import BAD_LOGITS
+from nybble.core.batch import BAD_LOGITS, NO_TOKEN
 from nybble.runner import adjust
 from nybble.runner.draw import draw, keep_likeliest, keep_min_p
 from nybble.runner.logprobs import LogprobTensors, gather_logprobs
@@ -50,18 +50,18 @@ def sample(
         device: `plan_arrays(plan)`, on the device.
 
     Returns:
-        [R] int64; BAD_LOGITS for rows with NaN or infinities, or whose masks left no token.
+        [R] int64; BAD_LOGITS for rows with NaN or infinities, NO_TOKEN for rows whose masks left none.
     """
     if plan.is_argmax:
         return sample_greedy(logits)
     parameters = dict(zip(PARAMETERS, device["parameters"], strict=True))
     adjusted = _adjust(logits.clone(), plan, device, parameters, state)
     likeliest = adjusted.argmax(-1)
-    sound = logits.sum(-1).isfinite() & (adjusted.gather(1, likeliest[:, None])[:, 0] > -torch.inf)
+    is_masked = adjusted.gather(1, likeliest[:, None])[:, 0] == -torch.inf
     ids = likeliest
     if not plan.greedy.all():
         ids = torch.where(device["greedy"], likeliest, _draw_random(adjusted, plan, device, parameters))
-    return ids.masked_fill(~sound, BAD_LOGITS)
+    return ids.masked_fill(is_masked, NO_TOKEN).masked_fill_(~logits.sum(-1).isfinite(), BAD_LOGITS)
 
 
 def _adjust(

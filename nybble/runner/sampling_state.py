@@ -3,13 +3,15 @@
 Owns: the slots' sampling parameters (numpy tables on the host), their token histories and allowed-token masks (on the
 device, allocated once, so that no request can make memory grow). Does not know: logits, the model, stop conditions.
 
-Setting up a slot may use Python; planning a step is array look-ups, with Python only for rows that have lists of
-their own (logit_bias, bad_words, held-back end tokens).
+Setting up a slot may use Python; planning a step is array look-ups. Lists of the rows' own (logit_bias, bad_words,
+held-back end tokens) are put together when a batch of new composition comes, and kept while it lasts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ PARAMETERS = (
 """Columns of the float table. Greedy rows hold temperature 1, which divides without effect."""
 
 NO_LOGPROBS = -1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +92,12 @@ class SamplingState:
         self._bias: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._end_ids: dict[int, np.ndarray] = {}
         self._bad_words: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._gathered: dict[tuple[str, bytes], Any] = {}  # list and slots of a batch → `gather`'s result
 
     def start(self, start: SequenceStart) -> None:
         """Reset a slot for a new sequence. Python per sequence, once per admission."""
         slot, params = start.slot, start.params
+        self._gathered.clear()
         self._parameters[slot] = [
             1.0 if n == "temperature" and params.is_greedy else getattr(params, n) for n in PARAMETERS
         ]
@@ -164,14 +170,21 @@ class SamplingState:
             has_allowed=bool(self._flags["allowed"][slots].any()),
             num_sorted=int(top_k[random & ((top_k < self.vocab_size) | (top_p < 1))].max(initial=0)),
             has_min_p=bool((random & (min_p > 0)).any()),
-            bias=self._biases(slots) if self._bias else None,
-            banned=self._held_back(slots, num_output_tokens),
-            bad_words=self._words_of(slots) if self._bad_words else None,
+            bias=self._of_batch("bias", slots, self._biases) if self._bias else None,
+            banned=self._held_back(slots, num_output_tokens) if self._end_ids else None,
+            bad_words=self._of_batch("bad_words", slots, self._words_of) if self._bad_words else None,
         )
 
     def append(self, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
         """Add sampled tokens [R] to the histories, on the device."""
         self.history[slots, positions] = token_ids.clamp(min=0).int()
+
+    def _of_batch(self, name: str, slots: np.ndarray, gather: Callable[[np.ndarray], T]) -> T:
+        key = (name, slots.tobytes())
+        if key not in self._gathered:
+            self._gathered[key] = gather(slots)
+        found: T = self._gathered[key]
+        return found
 
     def _biases(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         found = [(row, *self._bias[slot]) for row, slot in enumerate(slots.tolist()) if slot in self._bias]
@@ -179,8 +192,15 @@ class SamplingState:
 
     def _held_back(self, slots: np.ndarray, num_output_tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """End tokens of the rows that have not reached min_tokens."""
-        rows = np.flatnonzero(num_output_tokens < self._min_tokens[slots]).tolist()
-        found = [(row, self._end_ids[slot]) for row in rows if (slot := int(slots[row])) in self._end_ids]
+        found = self._of_batch("end_ids", slots, self._ends)
+        if found is None:
+            return None
+        rows, ids = found
+        is_held = (num_output_tokens < self._min_tokens[slots])[rows]
+        return (rows[is_held], ids[is_held]) if is_held.any() else None
+
+    def _ends(self, slots: np.ndarray) -> tuple[np.ndarray, ...] | None:
+        found = [(row, self._end_ids[slot]) for row, slot in enumerate(slots.tolist()) if slot in self._end_ids]
         return _flatten(found) if found else None
 
     def _words_of(self, slots: np.ndarray) -> BadWords | None:

@@ -1,5 +1,6 @@
 """EngineConfig → ResolvedConfig: every None is decided, nonsense and contradictions name the field and the remedy."""
 
+import math
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -27,7 +28,24 @@ OLD_GPU = HardwareFacts(device="cuda", supports_bfloat16=False)
         ({"kv_cache_memory_bytes": -1}, "kv_cache_memory_bytes"),
         ({"block_size": 12}, "block_size"),
         ({"gpu_memory_utilization": 1.2}, "gpu_memory_utilization"),
+        ({"gpu_memory_utilization": math.nan}, "gpu_memory_utilization"),
         ({"cache_max_entry_count": 0.0}, "cache_max_entry_count"),
+        ({"cache_max_entry_count": 1.0}, r"cache_max_entry_count must be a number in \(0, 1\) or None, got 1.0"),
+        ({"cache_max_entry_count": True}, "cache_max_entry_count"),
+        ({"model": 5}, "model must be a Hugging Face id or a directory, got 5"),
+        ({"kernels": "abc"}, "kernels must be a dict of strings to strings, got 'abc'"),
+        ({"kernels": None}, "kernels must be a dict"),
+        ({"kernels": {"attention": 1}}, "kernels must be a dict"),
+        ({"seed": [1]}, "seed must be an integer"),
+        ({"seed": 2**63}, "seed must be an integer ≥ -2"),
+        ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be True or False, got 'no'"),
+        ({"enforce_eager": "x"}, "enforce_eager must be True or False"),
+        ({"revision": 5}, "revision must be a string or None, got 5"),
+        ({"download_dir": 5}, "download_dir must be a string or None"),
+        ({"device": ["cpu"]}, "device must be one of"),
+        ({"block_size": True}, "block_size"),
+        ({"block_size": None}, "block_size"),
+        ({"max_num_seqs": 2**63}, "max_num_seqs"),
         (
             {"cache_max_entry_count": 0.5, "gpu_memory_utilization": 0.5},
             "at most one of the KV memory settings; got gpu_memory_utilization and cache_max_entry_count",

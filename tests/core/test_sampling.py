@@ -43,6 +43,33 @@ BAD = [
     ("logprobs", -1),
     ("logprobs", 21),
     ("prompt_logprobs", 21),
+    # Integers go into int64 arrays, numbers into float32 ones.
+    ("min_tokens", 2**63),
+    ("max_tokens", 2**63),
+    ("top_k", 2**63),
+    ("stop_token_ids", [2**63]),
+    ("temperature", 10**400),
+    ("temperature", 1e39),
+    ("repetition_penalty", 1e39),
+    ("repetition_penalty", 1e-39),
+    # What Python would take for something else.
+    ("bad_words", "hello"),
+    ("bad_words", [5]),
+    ("ignore_eos", "no"),
+    ("skip_special_tokens", "false"),
+    ("detokenize", 1),
+    ("include_stop_str_in_output", None),
+    ("stop", {"a": 1}),
+    ("stop", 5),
+    ("stop_token_ids", 5),
+    ("stop_token_ids", "12"),
+    ("stop_token_ids", [True]),
+    ("logit_bias", [1]),
+    ("logit_bias", {"5": 1.0}),
+    ("logit_bias", {5: True}),
+    ("allowed_token_ids", {1: 2}),
+    ("n", None),
+    ("temperature", None),
 ]
 
 
@@ -58,6 +85,8 @@ def test_nonsense_names_the_field(name: str, value: object) -> None:
 def test_contradictions() -> None:
     with pytest.raises(RequestError, match=r"min_tokens must not exceed max_tokens \(3\)"):
         SamplingParams(max_tokens=3, min_tokens=4)
+    with pytest.raises(RequestError, match="min_tokens must be an integer ≥ 0"):
+        SamplingParams(max_tokens=None, min_tokens=2**63)
     with pytest.raises(RequestError, match="detokenize"):
         SamplingParams(stop="x", detokenize=False)
 
@@ -67,6 +96,36 @@ def test_edges_are_accepted() -> None:
     assert params.is_greedy
     assert not SamplingParams(temperature=0.5).is_greedy
     assert SamplingParams(stop="a").stop_strings == SamplingParams(stop=["a"]).stop_strings == ["a"]
+
+
+def test_messages_say_what_is_accepted_and_stay_short() -> None:
+    for name, value, message in (
+        ("n", 0, "n must be an integer in [1, 1024], got 0"),
+        ("top_p", 0.0, "top_p must be a number in (0, 1], got 0.0"),
+        ("max_tokens", "5", "max_tokens must be an integer ≥ 1 and < 2**63 or None, got '5'"),
+        ("stop", 5, "stop must be a string or a list of strings or None, got 5"),
+        ("ignore_eos", "no", "ignore_eos must be True or False, got 'no'"),
+        ("top_k", 10**5000, "top_k must be an integer ≥ -1 and < 2**63, got something of type int"),
+    ):
+        with pytest.raises(RequestError) as raised:
+            SamplingParams(**{name: value})
+        assert str(raised.value) == message
+    with pytest.raises(RequestError) as raised:
+        SamplingParams(stop_token_ids=[1] * 10**5 + ["x"])  # type: ignore[list-item]
+    assert len(str(raised.value)) < 200
+
+
+def test_minus_one_is_no_seed() -> None:
+    assert SamplingParams(seed=-1) == SamplingParams(seed=None)
+    assert SamplingParams(seed=-2).seed == -2
+
+
+def test_what_the_caller_does_to_lists_afterwards_changes_nothing() -> None:
+    ids, bias = [1], {2: 1.0}
+    params = SamplingParams(stop_token_ids=ids, logit_bias=bias, stop=("a", "b"))  # type: ignore[arg-type]
+    ids.append(2**70)
+    bias[3] = 1e39
+    assert (params.stop_token_ids, params.logit_bias, params.stop) == ([1], {2: 1.0}, ["a", "b"])
 
 
 def test_survives_the_wire_and_is_checked_there() -> None:

@@ -1,14 +1,17 @@
 """Engine: the loop, aborts, failures, what is told and when."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.engine_harness import Harness, alone, request
 from support.fake_runner import EOS, FakeRunner, InjectedFault, small_config
 
-from nybble.core.batch import Batch, PendingStep
+from nybble.core.batch import NO_TOKEN, Batch, PendingStep, StepResult
 from nybble.core.errors import EngineDeadError, RequestError
+from nybble.engine.completion import Completion
 from nybble.engine.engine import Engine
+from nybble.engine.sequence import Sequence
 
 PROMPT = list(range(10, 34))
 BOTH = pytest.mark.parametrize("is_async", [False, True])
@@ -83,6 +86,60 @@ def test_a_refused_request_leaves_nothing_behind() -> None:
         assert not harness.engine.has_work
     harness.add(request("r", PROMPT[:3], max_tokens=4))
     harness.run()
+
+
+def test_an_add_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two completions cannot be set up."""
+
+    class Breaking(Completion):
+        def __init__(self, sequence: Sequence, *rest: Any) -> None:
+            super().__init__(sequence, *rest)
+            if sequence.index == 1:
+                raise RuntimeError("no")
+
+    harness = Harness()
+    monkeypatch.setattr("nybble.engine.engine.Completion", Breaking)
+    with pytest.raises(RuntimeError):
+        harness.engine.add(request("r", PROMPT[:3], max_tokens=4, n=2))
+    monkeypatch.undo()
+    assert not harness.engine.has_work
+    assert harness.engine.stats.num_prompt_tokens == 0
+    again = request("r", PROMPT[:3], seed=1, max_tokens=4)
+    harness.add(again)
+    harness.run()
+    assert harness.tokens("r") == alone(again)
+
+
+def test_abort_of_what_is_no_id_is_ignored() -> None:
+    harness = Harness()
+    harness.add(request("r", PROMPT[:3], max_tokens=4))
+    harness.engine.abort(["r"])  # type: ignore[arg-type]
+    harness.run()
+    assert harness.reason("r") == "length"
+
+
+def test_what_becomes_of_the_callers_prompt_later_changes_nothing() -> None:
+    harness = Harness(max_num_seqs=1)
+    prompt = PROMPT[:3]
+    expected = alone(request("r", list(prompt), seed=1, max_tokens=4, ignore_eos=True))
+    harness.engine.add(request("r", prompt, seed=1, max_tokens=4, ignore_eos=True))
+    prompt.extend([1] * 100)
+    tokens: list[int] = []
+    while harness.engine.has_work:
+        for delta in harness.engine.step():
+            assert delta.error is None
+            tokens += delta.token_ids
+    assert tokens == expected
+    assert harness.runner.batches[0].starts[0].prompt_token_ids == PROMPT[:3]
+
+
+def test_end_tokens_that_the_model_has_no_logits_for_do_not_reach_the_runner() -> None:
+    config = small_config()
+    runner = FakeRunner(config, 16)
+    engine = Engine(runner, config, tokenizer=None, eos_token_ids=[EOS, 2**70], vocab_size=40)
+    engine.add(request("r", PROMPT[:3], max_tokens=2, min_tokens=2))
+    engine.step()
+    assert runner.batches[0].starts[0].end_token_ids == [EOS]
 
 
 @BOTH
@@ -173,6 +230,36 @@ def test_bad_logits_fail_one_sequence_and_leave_no_blocks_behind() -> None:
     harness.add(request("again", PROMPT[:9], seed=1, max_tokens=5))
     harness.run()
     assert harness.outputs["again"].num_cached_tokens == 0
+
+
+@BOTH
+def test_a_row_without_an_allowed_token_says_so_and_its_blocks_stay(is_async: bool) -> None:
+    class MaskingRunner(FakeRunner):
+        def submit(self, batch: Batch) -> PendingStep:  # type: ignore[override]
+            pending = super().submit(batch)
+            if batch.step_id == 0:
+                assert isinstance(pending.outcome, StepResult)
+                pending.outcome.token_ids[0] = NO_TOKEN
+            return pending
+
+    harness = Harness()
+    config = small_config()
+    harness.runner = MaskingRunner(config, 16, is_async=is_async)
+    harness.engine = Engine(harness.runner, config, tokenizer=None, eos_token_ids=[EOS], vocab_size=40)
+    other = request("other", [1, 2], seed=1, max_tokens=5, ignore_eos=True)
+    harness.add(request("masked", PROMPT[:9], seed=1, max_tokens=5))
+    harness.add(other)
+    harness.run()
+    error = str(harness.outputs["masked"].outputs[0].error)
+    assert "allowed_token_ids, bad_words and min_tokens" in error
+    assert "finite" not in error
+    assert harness.tokens("masked") == []
+    assert harness.tokens("other") == alone(other)
+    again = request("again", PROMPT[:9], seed=1, max_tokens=5)
+    harness.add(again)
+    harness.run()
+    assert harness.outputs["again"].num_cached_tokens == 8, "its KV is sound"
+    assert harness.tokens("again") == alone(again)
 
 
 @BOTH

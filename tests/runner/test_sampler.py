@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.runner_driver import small_config
 
-from nybble.core.batch import BAD_LOGITS, SequenceStart
+from nybble.core.batch import BAD_LOGITS, NO_TOKEN, SequenceStart
 from nybble.core.sampling import SamplingParams
 from nybble.runner.sampler import plan_arrays, sample
 from nybble.runner.sampling_state import SamplingState
@@ -187,7 +187,28 @@ def test_rows_with_nan_or_infinities_fail_alone(mixed: tuple[SamplingState, torc
 
 def test_masks_that_leave_no_token_fail_the_row() -> None:
     params = SamplingParams(allowed_token_ids=[5, 6])
-    assert draw_many(torch.zeros(VOCAB), params, [], [[5], [6]], 2) == [BAD_LOGITS] * 2
+    assert draw_many(torch.zeros(VOCAB), params, [], [[5], [6]], 2) == [NO_TOKEN] * 2
+    held_back = SamplingParams(allowed_token_ids=END_IDS, min_tokens=2, temperature=0.0)
+    assert draw_many(torch.zeros(VOCAB), held_back, [], [], 1) == [NO_TOKEN]
+    bad = torch.zeros(VOCAB)
+    bad[9] = -torch.inf
+    assert draw_many(bad, params, [], [[5], [6]], 2) == [BAD_LOGITS] * 2, "the model's fault comes first"
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e4},
+        {"temperature": 1e-5},
+        {"repetition_penalty": 1e3, "temperature": 1e-5},
+        {"repetition_penalty": 1e-3, "temperature": 1e-5},
+        {"min_p": 1e-300, "top_p": 1e-300},
+    ],
+)
+def test_masks_hold_at_the_ends_of_every_range(extreme: dict[str, float]) -> None:
+    params = SamplingParams(**extreme, allowed_token_ids=[10, 11, 12])  # type: ignore[arg-type]
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 30
+    assert set(draw_many(logits, params, [10, 12], [], 50)) <= {10, 11, 12}
 
 
 def test_ids_that_only_the_tokenizer_knows_are_ignored() -> None:
@@ -223,3 +244,33 @@ def test_a_reused_slot_forgets_its_allowed_tokens_beside_a_row_that_has_some() -
     logits = torch.zeros(2, VOCAB)
     logits[:, 9] = 1.0
     assert run(state, logits, np.array([0, 1]), np.array([0, 0])) == [9, 6]
+
+
+def test_a_batch_that_stays_the_same_is_put_together_once() -> None:
+    """No Python for each row in a steady step, whatever lists the rows bring; a new sequence counts at once."""
+    state = SamplingState(small_config(vocab_size=VOCAB), VOCAB, torch.device("cpu"))
+
+    def start(slot: int, bias: dict[int, float]) -> None:
+        own = SamplingParams(logit_bias=bias, min_tokens=6, max_tokens=50)
+        state.start(
+            SequenceStart(slot=slot, params=own, prompt_token_ids=[1], end_token_ids=[0, 2], bad_word_ids=[[4, 5]])
+        )
+
+    start(0, {3: 1.0})
+    start(1, {7: -1.0})
+    slots = np.array([1, 0])
+    first, second = (state.plan(slots, np.array([count, count])) for count in (5, 6))
+    assert first.bias is second.bias
+    assert first.bad_words is second.bad_words
+    assert first.bias is not None
+    assert [array.tolist() for array in first.bias] == [[0, 1], [7, 3], [-1.0, 1.0]]
+    assert first.banned is not None
+    assert [array.tolist() for array in first.banned] == [[0, 0, 1, 1], [0, 2, 0, 2]]
+    assert second.banned is None, "both have reached min_tokens"
+    uneven = state.plan(slots, np.array([6, 5])).banned
+    assert uneven is not None
+    assert [array.tolist() for array in uneven] == [[1, 1], [0, 2]]
+    start(1, {8: 2.0})
+    third = state.plan(slots, np.array([0, 0])).bias
+    assert third is not None
+    assert third[1].tolist() == [8, 3]
