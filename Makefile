@@ -1,6 +1,7 @@
 # nybble: every command works on a fresh clone; the virtual environment is made on first use.
 PYTHON ?= python3
-# A version with a CPU build on machines without a GPU; on a GPU machine say TORCH=torch to take the newest CUDA build.
+# Which torch to install, as pip takes it. On Linux the wheel of pip's default index brings CUDA libraries along and runs
+# on a CPU too; TORCH=torch takes the newest version.
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,5 +1,6 @@
 """The `nybble` command as its users meet it: output, errors of one line, exit codes, Ctrl-C, how soon it is there."""
 
+import io
 import json
 import os
 import pty
@@ -85,6 +86,62 @@ def test_raw_prompts_see_no_chat_template(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["prompt"] == "Count"
 
 
+def test_an_interrupted_run_writes_what_had_begun() -> None:
+    from nybble.commands.answers import TextWriter, abort_unfinished
+    from nybble.core.outputs import CompletionOutput, RequestOutput
+
+    texts = ["a", "", "c"]
+    outputs = [
+        RequestOutput(request_id=text, prompt=None, prompt_token_ids=[], outputs=[CompletionOutput(index=0, text=text)])
+        for text in texts
+    ]
+    sink = io.StringIO()
+    writer = TextWriter(sink, show_prompts=True)
+    writer.advance(outputs)
+    abort_unfinished(outputs)
+    writer.finish(outputs)
+    assert sink.getvalue() == "── prompt 1\na\n── prompt 3\nc\n"
+
+
+def test_a_byte_order_mark_of_standard_input_is_no_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffCount"))
+    assert run("generate", "tiny", "-q", "--raw", "--max-tokens", "1", "--format", "jsonl", *SMALL) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "Count"
+
+
+def test_a_line_without_an_id_leaves_others_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.jsonl"
+    lines = [{}, {"request_id": "0"}, {}, {"request_id": "line-0"}]
+    source.write_text("\n".join(json.dumps({"prompt": "Count", "max_tokens": 1, **line}) for line in lines))
+    assert run("generate", "tiny", "-q", "-i", source, *SMALL) == 0
+    ids = [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()]
+    assert ids == ["line-line-0", "0", "2", "line-0"]
+
+
+@pytest.mark.parametrize("name", ["in.txt", "in.jsonl"])
+def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = json.dumps({"prompt": "What is 12 + 30?"}) if name == "in.jsonl" else "What is 12 + 30?"
+    (tmp_path / name).write_text(line, encoding="utf-8-sig")
+    assert run("generate", "tiny", "-q", "-i", tmp_path / name, "--format", "jsonl", *SMALL) == 0
+    assert "\ufeff" not in json.loads(capsys.readouterr().out)["prompt"]
+
+
+def test_an_old_output_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    target.write_text("old " * 99)
+    assert run("generate", "tiny", "What is 12 + 30?", "-q", "-o", target, *SMALL) == 0
+    assert target.read_text() == "12 + 30 = 42\n"
+    assert run("generate", "tiny", "What is 12 + 30?", "-q", "-o", "/dev/null", *SMALL) == 0
+
+
+def test_several_completions_have_headlines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "tiny", "What is 12 + 30?", "Who are you?", "-q", "--n", "2", *SMALL) == 0
+    headlines = re.findall(r"^── (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert headlines == [f"prompt {prompt}, completion {completion}" for prompt in (1, 2) for completion in (1, 2)]
+
+
 def test_a_prompt_that_cannot_be_served_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps({"prompt": "word " * 9000}) + "\n" + json.dumps({"prompt": "What is 12 + 30?"}))
@@ -106,7 +163,12 @@ BAD_LINES = {
     '{"prompt": "a", "temprature": 1}': "unknown fields: temprature",
     '{"prompt": "a", "temperature": -1}': "temperature must be a number in",
     '{"prompt": "a", "priority": "high"}': "priority must be int",
-    '{"prompt": "a", "request_id": "0"}': "request_id '0' was used by an earlier line",
+    '{"prompt": "a", "request_id": "first"}': "request_id 'first' was used by an earlier line",
+    '{"prompt": "a", "stop_token_ids": 5}': "stop_token_ids must be",
+    '{"prompt": "a", "logit_bias": {"²": 1}}': "logit_bias",
+    '{"prompt": "a", "logit_bias": 5}': "logit_bias must be",
+    '{"prompt": "a", "stop": 5}': "stop must be",
+    "[" * 5000: "no JSON",
     '{"messages": [{"content": "a"}]}': "messages",
 }
 
@@ -116,21 +178,23 @@ def test_a_bad_line_is_named_before_anything_runs(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text('{"prompt": "good"}\n\n' + line)
+    source.write_text('{"prompt": "good", "request_id": "first"}\n\n' + line)
+    target.write_text("answers of an earlier run\n")
     assert run("generate", "tiny", "-i", source, "-o", target, *SMALL) == 2
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: {source}, line 3: ")
     assert BAD_LINES[line] in shown
-    assert not target.exists() or target.read_text() == ""
+    assert target.read_text() == "answers of an earlier run\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "tiny", "a", "--temperature", "-1"], "temperature must be a number in [0, inf], got -1.0"),
+        (["generate", "tiny", "a", "--temperature", "-1"], "temperature must be a number in [0, "),
         (["generate", "tiny", "a", "-i", "b"], "both as arguments and by --input"),
         (["generate", "tiny", "-i", "missing.txt"], "--input missing.txt: No such file or directory"),
         (["generate", "tiny", "a", "-o", "no/such/dir"], "--output no/such/dir: No such file or directory"),
+        (["generate", "./nowhere", "a", "-o", "no/such/dir"], "--output no/such/dir: No such file or directory"),
         (["generate", "./nowhere", "a"], "./nowhere: no such directory"),
         (["generate", "tiny", "a", "--kernels", "attention"], "--kernels takes operation=implementation"),
         (["generate", "tiny", "a", "--kernels", "attention=fast"], "attention has no implementation 'fast'"),
@@ -179,7 +243,23 @@ def test_ctrl_c_keeps_what_is_done_and_shows_no_traceback(tmp_path: Path) -> Non
     outputs = [json.loads(line) for line in target.read_text().splitlines()]
     assert len(outputs) == 40, "those that had not ended are there too"
     assert outputs[0]["outputs"][0]["finish_reason"] == "length"
-    assert outputs[-1]["outputs"][0]["finish_reason"] is None
+    assert outputs[-1]["outputs"][0]["finish_reason"] == "abort"
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.35, 0.45, 0.6, 0.9])
+def test_ctrl_c_at_the_start_shows_no_traceback(delay: float) -> None:
+    """Several of them, for one that comes while the process ends must not show either."""
+    code = "from nybble.cli import main; print('here', flush=True); main()"
+    command = [sys.executable, "-c", code, "generate", "tiny", "hi", *SMALL, *ENDLESS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "here\n"
+        time.sleep(delay)
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.03)
+        error = process.communicate(timeout=30)[1]
+    assert (process.returncode, error) == (130, "")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
@@ -189,6 +269,53 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 # chat
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("chat tiny <&-", 0),
+        ("generate tiny <&-", 2),
+        ("generate tiny Count --max-tokens 2 >&-", 0),
+        ("generate tiny Count Count --max-tokens 2 2>&-", 0),
+        ("demo <&- >&- 2>&-", 0),
+    ],
+)
+def test_closed_streams(command: str, code: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", " ".join([*NYBBLE, command])], capture_output=True, text=True, timeout=60, stdin=subprocess.PIPE
+    )
+    assert done.returncode == code
+    assert "Error" not in done.stderr
+    assert "tokens/s" not in done.stdout
+
+
+def test_a_terminal_that_lacks_a_character() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([*NYBBLE, "demo"], capture_output=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"inside the package ?" in done.stdout
+    command = [*NYBBLE, "generate", "tiny", "Count … ü", "--format", "jsonl", "--max-tokens", "1"]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert "Count … ü" in json.loads(done.stdout.decode())["prompt"]
+
+
+def test_chat_says_what_it_cannot_do(tmp_path: Path) -> None:
+    typed = f"/save ~nosuchuser/x\n/usr/bin is what?\n//usr/bin … is\n/save {tmp_path}/a\n/save a\0b\n"
+    command = [*NYBBLE, "chat", "tiny", "--temperature", "0", "--ignore-eos", "--max-tokens", "4", *SMALL]
+    done = subprocess.run(command, input=typed, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("(not saved: ") == 2
+    assert "(no command /usr/bin; /help shows them, and //usr/bin sends it as a message)" in done.stdout
+    assert done.stdout.count("(cut: the context or max_tokens is used up)") == 1
+    assert json.loads((tmp_path / "a").read_text(encoding="utf-8"))[0]["content"] == "/usr/bin … is"
+
+
+def test_conversations_are_saved_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    code = f"from nybble.commands.chat import Chat; Chat(None, None, 'd\\u00fc').command('/save {tmp_path}/talk')"
+    ascii_locale = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **ascii_locale})
+    assert json.loads((tmp_path / "talk").read_text(encoding="utf-8"))[0]["content"] == "dü"
 
 
 def test_a_conversation_through_a_pipe(tmp_path: Path) -> None:
@@ -283,6 +410,26 @@ def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("nybble.commands.doctor.PACKAGES", ("numpy", "no_such_package"))
     assert run("doctor") == 1
     assert re.search(r"✗ +no_such_package +not installed\s+→ pip install no_such_package", capsys.readouterr().out)
+
+
+def test_doctor_compares_versions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["jinja2>=99", 'rich>=99; extra == "dev"'])
+    assert run("doctor", "--json") == 1
+    findings = {finding["subject"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert re.fullmatch(r"3\.\S+, but nybble needs >=99", findings["jinja2"]["detail"])
+    assert findings["jinja2"]["remedy"] == 'pip install "jinja2>=99"'
+    assert findings["rich"]["state"] == findings["typer"]["state"] == "ok"
+
+
+def test_doctor_tells_a_cache_from_a_compiler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NYBBLE_CACHE_DIR", "/proc/x")
+    assert run("doctor", "--json") == 0
+    findings = {finding["subject"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["kernel cache"]["state"] == "slow"
+    for subject in ("kernel cache", "c kernels"):
+        assert "NYBBLE_CACHE_DIR" in findings[subject]["remedy"]
 
 
 def test_the_demo_answers_and_measures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nybble.commands.imports import import_llm
 from nybble.commands.options import ModelArgument, with_flags
 from nybble.core.errors import RequestError
 
@@ -26,6 +27,7 @@ HELP = """\
 /help           show this
 /exit           leave; Ctrl-D does the same
 Ctrl-C          stop the answer; what came so far stays in the conversation
+//TEXT          send a message that begins with /
 A line that ends with \\ goes on in the next one."""
 
 
@@ -45,9 +47,7 @@ def chat(
     if is_terminal:
         _edit_lines()
         print(f"Loading {model} …", flush=True)
-    from nybble.llm import LLM
-
-    with LLM(model, **engine) as llm:
+    with import_llm()(model, **engine) as llm:
         if llm.tokenizer is None or llm.tokenizer.chat_template is None:
             raise RequestError(f"{model} has no chat template; use `nybble generate {model} --raw`")
         if is_terminal:
@@ -80,11 +80,11 @@ class Chat:
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /exit leaves)")
                 continue
-            if line.startswith("/"):
+            if line.startswith("/") and not line.startswith("//"):
                 if not self.command(line):
                     return
             elif line.strip():
-                self.answer(line)
+                self.answer(line[1:] if line.startswith("//") else line)
 
     def command(self, line: str) -> bool:
         """Carry out a /command. False: leave."""
@@ -105,7 +105,7 @@ class Chat:
             case "/help":
                 print(HELP)
             case _:
-                print(f"(no command {name}; /help shows them)")
+                print(f"(no command {name}; /help shows them, and /{name} sends it as a message)")
         return True
 
     def answer(self, text: str) -> None:
@@ -114,7 +114,7 @@ class Chat:
         parts: list[str] = []
         num_tokens = 0
         begin = time.perf_counter()
-        error = None
+        error = finish_reason = None
         try:
             request = self._llm.requests.from_chat(messages, self._params)
             for deltas in self._llm.run([request]):
@@ -122,6 +122,7 @@ class Chat:
                     num_tokens += len(delta.token_ids)
                     parts.append(delta.text)
                     error = delta.error or error
+                    finish_reason = delta.finish_reason or finish_reason
                     print(delta.text, end="", flush=True)
             print()
         except KeyboardInterrupt:
@@ -132,6 +133,8 @@ class Chat:
         if error:
             print(f"(error: {error})")
             return
+        if finish_reason == "length":
+            print("(cut: the context or max_tokens is used up)")
         self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
         if sys.stdout.isatty():
             rate = num_tokens / (time.perf_counter() - begin)
@@ -141,10 +144,11 @@ class Chat:
         if not file:
             print("(say where: /save FILE)")
             return
+        text = json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n"
         try:
-            Path(file).expanduser().write_text(json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n")
-        except OSError as error:
-            print(f"(not saved: {error.strerror})")
+            Path(file).expanduser().write_text(text, encoding="utf-8", errors="replace")
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nosuchuser; ValueError: a null byte
+            print(f"(not saved: {getattr(error, 'strerror', None) or error})")
         else:
             print(f"(saved {len(self.messages)} messages to {file})")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from nybble.commands.imports import import_llm
+
 DEMO_PROMPTS = (
     "Who are you?",
     "What is 12 + 30?",
@@ -21,9 +23,8 @@ def demo() -> None:
     from nybble.commands.answers import TextWriter
     from nybble.commands.generate import summary
     from nybble.core.outputs import RequestOutput
-    from nybble.llm import LLM
 
-    with LLM("tiny", kv_cache_memory_bytes=64 << 20) as llm:
+    with import_llm()("tiny", kv_cache_memory_bytes=64 << 20) as llm:
         print(f"Ready after {time.perf_counter() - begin:.1f} s.\n")
         begin = time.perf_counter()
         outputs = []

@@ -9,18 +9,34 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from nybble import __version__
+from nybble.commands.imports import ctrl_c_exits
 from nybble.core import env
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 State = Literal["ok", "slow", "missing"]
 MARKS = {"ok": "[green]✓[/]", "slow": "[yellow]![/]", "missing": "[red]✗[/]"}
-PACKAGES = ("triton", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "msgspec")
+PACKAGES = (
+    "triton",
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "typer",
+    "rich",
+    "msgspec",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,9 @@ def doctor(
 
     Exit code 1 if nybble cannot run here.
     """
-    findings = [*_system(), *_packages(), *_torch(), *_kernels()]
+    cache = _cache()
+    needed = _needed_versions()
+    findings = [*_system(), cache, *(_package(name, needed) for name in PACKAGES), *_torch(needed), *_kernels(cache)]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
@@ -51,6 +69,7 @@ def doctor(
 
 def _show(findings: list[Finding]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -58,8 +77,8 @@ def _show(findings: list[Finding]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        remedy = f"\n[bold]→ {finding.remedy}[/]" if finding.remedy else ""
-        table.add_row(MARKS[finding.state], finding.subject, finding.detail + remedy)
+        remedy = f"\n[bold]→ {escape(finding.remedy)}[/]" if finding.remedy else ""
+        table.add_row(MARKS[finding.state], finding.subject, escape(finding.detail) + remedy)
     Console(highlight=False).print(table)
 
 
@@ -70,26 +89,55 @@ def _system() -> Iterator[Finding]:
     yield Finding("cpu", "ok", f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores usable")
     if (total := _memory_bytes()) is not None:
         yield Finding("memory", "ok", f"{total / 2**30:.1f} GiB")
-    yield Finding("kernel cache", "ok", str(env.cache_dir()))
 
 
-def _packages() -> Iterator[Finding]:
-    for name in PACKAGES:
-        try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            state: State = "slow" if name == "triton" else "missing"
-            yield Finding(name, state, "not installed", f"pip install {name}")
-
-
-def _torch() -> Iterator[Finding]:
+def _cache() -> Finding:
     try:
-        import torch
+        folder = env.cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        remedy = "set NYBBLE_CACHE_DIR to a folder that can be written: the fast kernels are compiled into it"
+        return Finding("kernel cache", "slow", str(error), remedy)
+    return Finding("kernel cache", "ok", str(folder))
+
+
+def _needed_versions() -> dict[str, SpecifierSet]:
+    """What the installed nybble asks for; {} where that cannot be read, and then only presence is looked at."""
+    try:
+        from packaging.requirements import Requirement
+
+        needs = [Requirement(text) for text in importlib.metadata.requires("nybble") or ()]
+    except (ImportError, importlib.metadata.PackageNotFoundError):
+        return {}
+    here = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return {need.name.replace("-", "_"): need.specifier for need in here}
+
+
+def _package(name: str, needed: dict[str, SpecifierSet]) -> Finding:
+    state: State = "slow" if name == "triton" else "missing"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, state, "not installed", f"pip install {name}")
+    if name in needed and not needed[name].contains(version, prereleases=True):
+        remedy = f'pip install "{name}{needed[name]}"'
+        return Finding(name, state, f"{version}, but nybble needs {needed[name]}", remedy)
+    return Finding(name, "ok", version)
+
+
+def _torch(needed: dict[str, SpecifierSet]) -> Iterator[Finding]:
+    try:
+        with ctrl_c_exits():
+            import torch
     except Exception as error:  # a broken installation raises anything
         yield Finding("torch", "missing", f"cannot be imported: {error}", "pip install torch")
         return
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
-    yield Finding("torch", "ok", f"{torch.__version__} ({built}, {torch.get_num_threads()} threads)")
+    package = _package("torch", needed)
+    detail = f"{torch.__version__} ({built}, {torch.get_num_threads()} threads)"
+    yield Finding("torch", "ok", detail) if package.state == "ok" else package
     driver = _driver_version()
     if torch.cuda.is_available():
         yield Finding("driver", "ok", driver or "present, version unknown (no nvidia-smi)")
@@ -123,7 +171,7 @@ def _gpu(index: int) -> Finding:
     return Finding(f"gpu {index}", "ok", detail)
 
 
-def _kernels() -> Iterator[Finding]:
+def _kernels(cache: Finding) -> Iterator[Finding]:
     """Which implementation each operation would get, and why not the ones before it."""
     try:
         import torch
@@ -148,17 +196,21 @@ def _kernels() -> Iterator[Finding]:
         because = f"  ({'; '.join(reasons)})" if reasons and (device.type == "cuda" or state == "slow") else ""
         yield Finding(f"kernel {name}", state, f"{chosen.name}{because}")
     if device.type == "cpu":
-        yield _c_kernels()
+        yield _c_kernels(cache)
 
 
-def _c_kernels() -> Finding:
+def _c_kernels(cache: Finding) -> Finding:
     """The C kernels are what makes a CPU fast."""
     from nybble.kernels.cpu import compiler
 
     try:
-        compiler.build(env.cache_dir())
+        compiler.compiler_command()
     except compiler.BuildError as error:
         return Finding("c kernels", "slow", str(error), "install a C compiler (gcc or clang): 4-bit models run faster")
+    try:
+        compiler.build(env.cache_dir() / "cpu")
+    except compiler.BuildError as error:
+        return Finding("c kernels", "slow", str(error), cache.remedy or "set CC to a compiler that can (gcc or clang)")
     return Finding("c kernels", "ok", "built for this CPU")
 
 

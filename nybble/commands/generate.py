@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from nybble.commands.answers import JsonlWriter, TextWriter
+from nybble.commands.answers import JsonlWriter, TextWriter, abort_unfinished
+from nybble.commands.imports import import_llm
 from nybble.commands.options import ModelArgument, with_flags
 from nybble.commands.prompts import PromptLine, from_texts, read_prompts
 from nybble.core.errors import ConfigError
@@ -54,10 +57,11 @@ def generate(
     is_jsonl = format == "jsonl" if format else any(path and path.suffix == ".jsonl" for path in (output, input))
     for line in lines:
         line.check(sampling)  # bad input shows before a large model is loaded
-    from nybble.llm import LLM
-
-    with LLM(model, **engine) as llm, _open(output) as sink:
+    if is_jsonl and output is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal is
+    with _open(output) as sink, import_llm()(model, **engine) as llm:
         requests = [line.request(llm.requests, sampling, raw=raw) for line in lines]
+        _empty(sink)  # only now: input that a model refuses must not cost the answers of an earlier run
         show_prompts = len(requests) > 1 and output is None and sys.stdout.isatty()
         writer = JsonlWriter(sink) if is_jsonl else TextWriter(sink, show_prompts=show_prompts)
         failed = _run(llm, requests, writer, quiet=quiet, shows_answers=output is None)
@@ -100,6 +104,7 @@ def _run(
                     bar.advance(len(delta.token_ids), is_done=delta.finish_reason is not None and output.finished)
                 writer.advance(outputs)
     finally:
+        abort_unfinished(outputs)
         writer.finish(outputs)  # after Ctrl-C, too: what is there is kept
     if not quiet:
         print(summary(outputs, time.perf_counter() - begin), file=sys.stderr)
@@ -121,12 +126,18 @@ def summary(outputs: list[RequestOutput], seconds: float) -> str:
 
 @contextmanager
 def _open(path: Path | None) -> Iterator[TextIO]:
+    """A bad path shows before a model is loaded; what the file holds stays for now."""
     if path is None:
         yield sys.stdout
         return
     try:
-        file = path.open("w", encoding="utf-8")
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {path}: {error.strerror}") from None
     with file:
         yield file
+
+
+def _empty(sink: TextIO) -> None:
+    if sink is not sys.stdout and stat.S_ISREG(os.fstat(sink.fileno()).st_mode):  # a pipe or a device has no length
+        sink.truncate(0)

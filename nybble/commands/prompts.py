@@ -74,10 +74,10 @@ class PromptLine:
     def _params(self, make: Callable[..., SamplingParams], sampling: dict[str, Any]) -> SamplingParams:
         own = {name: value for name, value in self.fields.items() if name in SamplingParams.__struct_fields__}
         if isinstance(own.get("logit_bias"), dict):  # JSON's keys are strings
-            own["logit_bias"] = {int(k) if k.isdigit() else k: v for k, v in own["logit_bias"].items()}
+            own["logit_bias"] = {int(k) if k.isdecimal() else k: v for k, v in own["logit_bias"].items()}
         try:
             return make(**(sampling | own))
-        except (RequestError, TypeError) as error:
+        except (AttributeError, TypeError, ValueError) as error:  # RequestError is a ValueError
             raise self._error(str(error)) from None
 
     def _error(self, message: str) -> RequestError:
@@ -97,7 +97,7 @@ def read_prompts(path: Path | None) -> list[PromptLine]:
         RequestError: a line is no JSON object, or two have one request_id; names the line.
     """
     try:
-        text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8-sig")  # Windows puts a mark before
     except OSError as error:
         raise ConfigError(f"--input {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -105,25 +105,39 @@ def read_prompts(path: Path | None) -> list[PromptLine]:
             f"{path or 'standard input'} is no UTF-8 text ({error.reason} at byte {error.start})"
         ) from None
     if path is None:
-        return from_texts([text.rstrip("\n")] if text.strip() else [])
+        text = text.removeprefix("\ufeff").rstrip("\n")
+        return from_texts([text] if text.strip() else [])
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix != ".jsonl":
         return from_texts(line.rstrip("\r") for _, line in numbered)
-    lines: dict[str, PromptLine] = {}
+    lines = []
+    taken: set[str] = set()
     for index, (number, line) in enumerate(numbered):
         where = f"{path}, line {number}: "
         fields = _parse(line, where)
-        request_id = str(fields.setdefault("request_id", str(index)))
-        if request_id in lines:
-            raise RequestError(f"{where}request_id {request_id!r} was used by an earlier line")
-        lines[request_id] = PromptLine(fields, index, where)
-    return list(lines.values())
+        if "request_id" in fields:
+            request_id = str(fields["request_id"])
+            if request_id in taken:
+                raise RequestError(f"{where}request_id {request_id!r} was used by an earlier line")
+            taken.add(request_id)
+        lines.append(PromptLine(fields, index, where))
+    for prompt in lines:
+        if "request_id" not in prompt.fields:
+            prompt.fields["request_id"] = _free_id(str(prompt.index), taken)
+    return lines
+
+
+def _free_id(request_id: str, taken: set[str]) -> str:
+    """A line without an id gets its index, unless another line has that for its own."""
+    while request_id in taken:
+        request_id = f"line-{request_id}"
+    return request_id
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise RequestError(f"{where}no JSON ({error})") from None
     if not isinstance(fields, dict):
         raise RequestError(f"{where}must be a JSON object, got {type(fields).__name__}")

@@ -1,23 +1,21 @@
 """`ChatTemplate`: a conversation becomes the text the model was trained on.
 
-Templates are Jinja programs that come with a checkpoint, so they run in a sandbox, see plain data only, and speak the
-dialect of the Hugging Face ecosystem (`raise_exception`, `strftime_now`, `tojson` without HTML escapes, `{% break %}`,
-`{% generation %}`). Does not know: tokens.
+Templates are Jinja programs that come with a checkpoint, so they run in a sandbox with limits, see plain data only, and
+speak the dialect of the Hugging Face ecosystem (`raise_exception`, `strftime_now`, `tojson` without HTML escapes,
+`{% break %}`, `{% generation %}`). Does not know: tokens.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nybble.core.errors import ModelError, RequestError
+from nybble.text.template_sandbox import Sandbox, time_limit
 
 CONTINUE_MARK = "\ue000continue\ue000"
 """Private-use characters: put behind the open message, they show where the template ended its text. A space follows
@@ -29,19 +27,23 @@ class ChatTemplate:
 
     Args:
         sources: name → Jinja source; `default` is used, or `tool_use` when there are tools and it exists.
+        places: name → where the source comes from, for messages.
 
     Raises:
         ModelError: a source is no valid template.
     """
 
-    def __init__(self, sources: Mapping[str, str]) -> None:
-        environment = _environment()
+    def __init__(self, sources: Mapping[str, str], places: Mapping[str, str]) -> None:
+        environment = Sandbox()
+        self._places = places
         self._templates: dict[str, jinja2.Template] = {}
         for name, source in sources.items():
             try:
                 self._templates[name] = environment.from_string(source)
             except jinja2.TemplateSyntaxError as error:
-                raise ModelError(f"chat template {name!r}, line {error.lineno}: {error.message}") from None
+                raise ModelError(f"{places[name]}, line {error.lineno}: {error.message}") from None
+            except (RecursionError, MemoryError, SyntaxError):  # the last two are what Python makes of jinja's output
+                raise ModelError(f"{places[name]}: nested too deeply to be compiled") from None
 
     @classmethod
     def load(cls, path: Path, settings: Mapping[str, Any]) -> ChatTemplate | None:
@@ -54,11 +56,16 @@ class ChatTemplate:
                 f"{path / 'tokenizer_config.json'}: chat_template must be a string or a list of objects with name and "
                 f"template"
             ) from None
+        places = {name: f"{path / 'tokenizer_config.json'}: chat template {name!r}" for name in sources}
         more = sorted((path / "additional_chat_templates").glob("*.jinja"))
         for name, file in [("default", path / "chat_template.jinja"), *((file.stem, file) for file in more)]:
             if file.is_file():
-                sources[name] = file.read_text(encoding="utf-8")
-        return cls(sources) if sources else None
+                places[name] = str(file)
+                try:
+                    sources[name] = file.read_text(encoding="utf-8")
+                except (OSError, UnicodeDecodeError) as error:
+                    raise ModelError(f"{file} cannot be read as UTF-8 text: {error}") from None
+        return cls(sources, places) if sources else None
 
     def render(
         self,
@@ -80,19 +87,22 @@ class ChatTemplate:
             if not isinstance(plain[-1].get("content"), str):
                 raise RequestError("continue_final_message needs a last message with text", parameter="messages")
             plain[-1]["content"] = plain[-1]["content"] + CONTINUE_MARK + " "
+        name = self._choose(tools)
+        seen = {
+            **variables,
+            "messages": plain,
+            "tools": _plain(tools, "tools"),
+            "add_generation_prompt": add_generation_prompt,
+            "documents": _plain(variables.get("documents"), "documents"),
+        }
         try:
-            text = self._choose(tools).render(
-                **{
-                    **variables,
-                    "messages": plain,
-                    "tools": _plain(tools, "tools"),
-                    "add_generation_prompt": add_generation_prompt,
-                    "documents": _plain(variables.get("documents"), "documents"),
-                }
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            # A template may also fall over by itself on messages it was not written for.
-            raise RequestError(f"the chat template refused these messages: {error}", parameter="messages") from None
+            with time_limit():
+                text = self._templates[name].render(**seen)
+        except Exception as error:  # a template may fall over in any way on messages it was not written for
+            reason = "it recurses too deeply" if isinstance(error, RecursionError) else str(error) or repr(error)
+            raise RequestError(
+                f"the chat template refused these messages: {reason} ({self._places[name]})", parameter="messages"
+            ) from None
         if not continue_final_message:
             return text
         before, mark, after = text.rpartition(CONTINUE_MARK)
@@ -102,13 +112,13 @@ class ChatTemplate:
             )
         return before if after.startswith(" ") else before.rstrip()
 
-    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> jinja2.Template:
+    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         if name not in self._templates:
             raise RequestError(
                 f"the checkpoint has no default chat template, only {', '.join(self._templates)}", parameter="messages"
             )
-        return self._templates[name]
+        return name
 
 
 def _by_name(entries: Any) -> dict[str, str]:
@@ -157,38 +167,5 @@ def _plain(value: Any, name: str) -> Any:
     """A copy in plain JSON types: the sandbox cannot guard methods of richer objects."""
     try:
         return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"{name} must be plain JSON data: {error}", parameter=name.partition("[")[0]) from None
-
-
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Without jinja's HTML escapes: models were trained on plain JSON."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %} … {% endgeneration %}` marks the model's own words for training; here it is its content."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja's interface)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-    def _content(self, caller: Callable[[], str]) -> str:
-        return caller()

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nybble.core.errors import RequestError
+from nybble.core.errors import ModelError, RequestError
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
 from nybble.text.tokenizer import Tokenizer
@@ -25,11 +25,14 @@ class RequestBuilder:
     Args:
         tokenizer: None accepts token ids only.
         default_sampling: the checkpoint's recommendations, in `SamplingParams`' names.
+
+    Raises:
+        ModelError: a recommendation is out of its range.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, default_sampling: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
-        self._default_sampling = dict(default_sampling)
+        self._default_sampling = _checked(default_sampling)
         self._ids = itertools.count()
 
     def default_params(self, **wishes: Any) -> SamplingParams:
@@ -79,7 +82,7 @@ class RequestBuilder:
     ) -> Request:
         """A request to answer a conversation; `template_options` are those of `Tokenizer.render_chat`.
 
-        Without `params` the answer may fill the model's context.
+        Without `params` the answer may fill the model's context, unless the checkpoint recommends a length.
         """
         tokenizer = self._need_tokenizer()
         if isinstance(messages, str):
@@ -90,7 +93,7 @@ class RequestBuilder:
             # The template has written the special tokens already.
             prompt_token_ids=tokenizer.encode(text, add_special_tokens=False),
             prompt=text,
-            params=self.default_params(max_tokens=None) if params is None else params,
+            params=SamplingParams(**{"max_tokens": None, **self._default_sampling}) if params is None else params,
             priority=priority,
             cache_salt=cache_salt,
         )
@@ -102,3 +105,15 @@ class RequestBuilder:
         if self.tokenizer is None:
             raise RequestError("this model was loaded without a tokenizer; give token ids", parameter="prompt")
         return self.tokenizer
+
+
+def _checked(recommended: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked here, for in a request's error nothing would say that generation_config.json is at fault."""
+    values = dict(recommended)
+    if isinstance(top_k := values.get("top_k"), float) and top_k.is_integer():  # some tools write 50.0
+        values["top_k"] = int(top_k)
+    try:
+        SamplingParams(**values)
+    except (RequestError, TypeError) as error:
+        raise ModelError(f"generation_config.json: {error}; correct the file, or delete the field there") from None
+    return values

@@ -1,5 +1,6 @@
 """Chat templates: the same text as transformers renders, and clear errors."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,83 @@ def test_a_template_that_falls_over_says_so(tmp_path: Path) -> None:
 def test_the_sandbox_holds(tmp_path: Path, attack: str) -> None:
     with pytest.raises(RequestError, match="refused these messages"):
         load(tmp_path, attack).render_chat([{"role": "user", "content": "x"}])
+
+
+RANGE = "range(99999)"
+ENDLESS = {
+    "a product": '{{ "x" * 10**10 }}',
+    "a product the other way": '{{ 10000000000 * "x" }}',
+    "a power": "{{ 9 ** 999999999 }}",
+    "growing integers": "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "loops that write nothing": f"{{% for a in {RANGE} %}}{{% for b in {RANGE} %}}{{% endfor %}}{{% endfor %}}",
+    "loops over one list": f"{{% set r = {RANGE} | list %}}{{% for a in r %}}{{% for b in r %}}{{% endfor %}}"
+    "{% endfor %}",
+    "loops that write": f"{{% for a in {RANGE} %}}{{% for b in {RANGE} %}}xxxxxxxxxx{{% endfor %}}{{% endfor %}}",
+    "doubling by +": "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling by ~": "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "doubling by set": "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set y %}{{ n.x }}{{ n.x }}"
+    "{% endset %}{% set n.x = y %}{% endfor %}",
+    "doubling by join": "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = [n.x, n.x] | join %}"
+    "{% endfor %}",
+    "a list of lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
+    "{{ n.x }}",
+    "comparing lists of lists": "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}"
+    "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}",
+    "a namespace": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
+    "{{ n }}",
+    "JSON of a list of lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+    "{% endfor %}{{ n.x | tojson | length }}",
+    "a macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+    "percent": "{{ '%9999999999d' % 5 }}",
+    "a format filter": "{{ '%*d' | format(9999999999, 5) }}",
+    "a format": "{{ '{:>9999999999}'.format(5) }}",
+    "a nested format": "{{ '{:>{}}'.format(5, 9999999999) }}",
+    "padding": "{{ 'x'.ljust(9999999999) }}",
+    "bytes": "{{ (1).to_bytes(9999999999) | length }}",
+    "a center filter": "{{ 'x' | center(9999999999) }}",
+    "an indent filter": "{{ 'x' | indent(9999999999, true) }}",
+    "a replacement": "{% set x = 'x' * 9999999 %}{{ x.replace('x', x) }}",
+    "a replace filter": "{% set x = 'x' * 9999999 %}{{ x | replace('x', x) }}",
+    "a join": "{% set x = 'x' * 9999 %}{{ x.join(range(9999) | map('string')) }}",
+    "rounding": "{{ 1.5 | round(9999999999, 'ceil') }}",
+    "a slice filter": "{{ [1] | slice(9999999999) | list }}",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.timeout(60)
+def test_no_template_computes_for_ever(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nybble.text.template_sandbox.MAX_SECONDS", 0.2)
+    with pytest.raises(
+        RequestError, match=r"refused these messages: (it (computes|makes) .*more than|it uses a name|Range too)"
+    ):
+        load(tmp_path, ENDLESS[what]).render_chat([{"role": "user", "content": "x"}])
+
+
+def test_what_the_limits_watch_still_works(tmp_path: Path) -> None:
+    template = (
+        "{{ '=' * 3 }}{{ 'a' ~ 1 ~ none }}{{ '%s-%03d' % ('x', 7) }}{{ '{} {:>3}'.format(1, 2) }}"
+        "{{ ', '.join(['b', 'c'] | map('upper')) }}{{ ['d', 'e'] | map('upper') | join('+') }}{{ 'x\ny' | indent(2) }}"
+        "{{ 'aXbX' | replace('X', '__') }}{{ 2 ** 5 }}{{ [1] + [2] }}{{ 'k'.center(3) }}{{ 7 % 4 }}"
+        "{{ 2.345 | round(1) }}"
+        "{% for x in [1, 2] recursive %}{{ loop.index }}/{{ loop.length }}{% if x == 2 %}{{ loop([5]) }}{% endif %}"
+        "{% else %}none{% endfor %}{% for x in [] %}{% else %}none{% endfor %}{{ [1, 2] | sum }}"
+        "{{ {'a': [1]} | tojson }}"
+    )
+    shown = load(tmp_path, template).render_chat([{"role": "user", "content": "x"}])
+    assert shown == ("===a1Nonex-0071   2B, CD+Ex\n  ya__b__32[1, 2] k 32.3" + '1/22/21/1none3{"a": [1]}')
+
+
+def test_endless_recursion_and_damaged_files_name_the_template(tmp_path: Path) -> None:
+    recursion = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
+    load(tmp_path, None)
+    file = tmp_path / "chat_template.jinja"
+    file.write_text(recursion)
+    with pytest.raises(RequestError, match=rf"it recurses too deeply \({re.escape(str(file))}\)"):
+        Tokenizer.load(tmp_path).render_chat([{"role": "user", "content": "x"}])
+    file.write_text("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
+    with pytest.raises(ModelError, match=rf"{re.escape(str(file))}: nested too deeply"):
+        Tokenizer.load(tmp_path)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ModelError, match=rf"{re.escape(str(file))} cannot be read as UTF-8"):
+        Tokenizer.load(tmp_path)

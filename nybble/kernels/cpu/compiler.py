@@ -69,7 +69,7 @@ def build(cache: Path) -> Path:
     command = [*compiler_command(), *FLAGS, "-march=native" if is_x86 else "-mcpu=native"]
     try:
         version = _run([command[0], "--version"])
-        texts = [(FOLDER / name).read_text() for name in (*SOURCES, *HEADERS)]
+        texts = [(FOLDER / name).read_text("utf-8") for name in (*SOURCES, *HEADERS)]
         key = hashlib.sha256("\0".join([*texts, *command, version, cpu_identity()]).encode()).hexdigest()[:16]
         built = cache / f"kernels-{key}.so"
         if not built.exists():

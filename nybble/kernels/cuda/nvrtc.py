@@ -51,7 +51,7 @@ def read_sources(path: Path) -> dict[str, str]:
     while pending:
         name = pending.pop()
         if name not in sources:
-            sources[name] = (path.parent / name).read_text()
+            sources[name] = (path.parent / name).read_text("utf-8")
             pending += re.findall(r'^\s*#\s*include\s+"([^"]+)"', sources[name], re.MULTILINE)
     return sources
 
