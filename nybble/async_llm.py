@@ -27,8 +27,8 @@ from nybble.core.log import logger
 from nybble.core.outputs import RequestOutput, SequenceDelta
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
+from nybble.core.stats import EngineStats
 from nybble.engine.engine import Engine
-from nybble.engine.stats import EngineStats
 from nybble.text.request_builder import Conversation, Prompt, RequestBuilder
 
 Command = Callable[[Engine], None]

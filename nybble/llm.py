@@ -18,7 +18,7 @@ from nybble.core.errors import RequestError
 from nybble.core.outputs import RequestOutput, SequenceDelta
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
-from nybble.engine.stats import EngineStats
+from nybble.core.stats import EngineStats
 from nybble.progress import Progress
 from nybble.text.request_builder import Conversation, Prompt, RequestBuilder
 

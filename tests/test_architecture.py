@@ -13,7 +13,7 @@ LEVELS = [
     {"layers", "models"},
     {"engine", "runner"},
     {"build", "progress"},
-    {"llm", "async_llm"},
+    {"llm", "async_llm", "engine_process", "server"},
     {"__init__", "__main__", "cli", "commands"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -24,7 +24,7 @@ MAY_ALSO_IMPORT = {
     "cli": {"commands", "__init__"},
     "__main__": {"cli"},
 }
-TORCH_FREE = {"core", "text", "engine", "__init__", "__main__", "cli"}
+TORCH_FREE = {"core", "text", "engine", "server", "__init__", "__main__", "cli"}
 HEAVY = {"torch", "triton"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -23,12 +23,12 @@ from nybble.core.log import logger
 from nybble.core.outputs import FinishReason, SequenceDelta
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
+from nybble.core.stats import EngineStats
 from nybble.engine.bad_words import encode_bad_words
 from nybble.engine.block_pool import salted_root
 from nybble.engine.completion import Completion
 from nybble.engine.scheduler import Scheduler, Step
 from nybble.engine.sequence import Sequence
-from nybble.engine.stats import EngineStats
 from nybble.engine.validation import RequestLimits
 from nybble.text.tokenizer import Tokenizer
 

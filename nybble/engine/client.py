@@ -1,0 +1,282 @@
+"""`EngineClient`: an engine in a process of its own, for the API process to await.
+
+Owns: that process (start, watchdog, restart), the socket to it, and the way of deltas to whoever awaits them. Does not
+know: HTTP, tokenizers, how anything is computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from nybble.core import errors, messages
+from nybble.core.config import EngineConfig
+from nybble.core.errors import EngineDeadError, NybbleError, RequestError
+from nybble.core.log import logger
+from nybble.core.outputs import SequenceDelta
+from nybble.core.request import Request
+from nybble.core.stats import EngineStats
+
+IDLE = EngineStats(
+    num_running=0,
+    num_waiting=0,
+    num_kv_blocks_used=0,
+    num_kv_blocks=0,
+    num_steps=0,
+    num_preemptions=0,
+    num_prompt_tokens=0,
+    num_generated_tokens=0,
+    num_prefix_query_tokens=0,
+    num_prefix_hit_tokens=0,
+)
+
+
+class EngineClient:
+    """One engine process at a time; a dead one is replaced. All methods belong to one event loop.
+
+    Args:
+        config: settings of the engine.
+        stall_seconds: without a sign of life for so long, the process counts as hung and is killed.
+        max_restarts: so many deaths in a row, none of them after `steady_seconds` of service, end the client.
+        command: how to start the process; the address is appended.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        stall_seconds: float = 300.0,
+        max_restarts: int = 3,
+        backoff_seconds: float = 1.0,
+        steady_seconds: float = 60.0,
+        command: Sequence[str] = (sys.executable, "-m", "nybble.engine_process"),
+    ) -> None:
+        self._config = config
+        self._stall_seconds = stall_seconds
+        self._max_restarts = max_restarts
+        self._backoff_seconds = backoff_seconds
+        self._steady_seconds = steady_seconds
+        self._command = command
+        self._streams: dict[str, _Stream] = {}
+        self._socket: zmq.asyncio.Socket | None = None  # while the engine serves
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_start: asyncio.Future[messages.Ready] | None = None
+        self._is_closing = False
+        self.ready: messages.Ready | None = None
+        self.stats = IDLE
+        self.process_id: int | None = None
+        self.num_deaths = 0
+        self.on_step: Callable[[messages.Stepped], None] | None = None  # for metrics
+        self.dead: asyncio.Future[str] | None = None  # done, with the reason, when no engine will come any more
+
+    @property
+    def is_serving(self) -> bool:
+        """An engine is up, and showed a sign of life lately."""
+        return self._socket is not None
+
+    async def start(self) -> messages.Ready:
+        """Start the engine; returns when it can serve.
+
+        Raises:
+            ConfigError, ModelError, MemoryBudgetError: what the user can mend; each names the remedy.
+            EngineDeadError: the process died before it was ready.
+        """
+        loop = asyncio.get_running_loop()
+        self.dead = loop.create_future()
+        self._first_start = loop.create_future()
+        self._supervisor = asyncio.create_task(self._supervise(self._first_start, self.dead))
+        return await self._first_start
+
+    async def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]:
+        """Serve one request and yield its deltas as they come. Closing the generator aborts the request.
+
+        A reader that is slower than the engine gets several steps' deltas at once.
+
+        Raises:
+            RequestError: it can never be served, or its id is in use.
+            EngineDeadError: the engine died; the request may be sent again.
+        """
+        request_id = request.request_id
+        if self._socket is None:
+            raise EngineDeadError("no engine is serving at the moment")
+        if request_id in self._streams:
+            raise RequestError(f"request_id {request_id!r} is in use", parameter="request_id")
+        stream = self._streams[request_id] = _Stream(num_open=request.params.n)
+        try:
+            await self._socket.send(messages.encode(messages.Submit(request)))
+            while stream.num_open:
+                yield await stream.take()
+        finally:
+            if self._streams.get(request_id) is stream:
+                del self._streams[request_id]
+                if self._socket is not None:
+                    await self._socket.send(messages.encode(messages.Abort(request_id)))
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """Stop the process; what is open gets an EngineDeadError. Wait for it to end before, if that is wanted."""
+        self._is_closing = True
+        if self._supervisor is None:
+            return
+        if self._socket is not None:
+            await self._socket.send(messages.encode(messages.Close()))
+        done, _ = await asyncio.wait([self._supervisor], timeout=timeout)
+        if not done:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+
+    async def _supervise(self, first_start: asyncio.Future[messages.Ready], dead: asyncio.Future[str]) -> None:
+        failures_in_a_row = 0
+        while True:
+            begin = time.monotonic()
+            try:
+                reason = await self._serve_once(first_start)
+            except NybbleError as error:  # it could not be built
+                if not first_start.done():
+                    first_start.set_exception(error)
+                    return
+                reason = str(error)
+            if self._is_closing:
+                return
+            self.num_deaths += 1
+            was_steady = time.monotonic() - begin > self._steady_seconds
+            failures_in_a_row = 0 if was_steady else failures_in_a_row + 1
+            logger.error("the engine process ended: %s", reason)
+            if not first_start.done():
+                first_start.set_exception(EngineDeadError(f"the engine process ended at its start: {reason}"))
+                return
+            if failures_in_a_row > self._max_restarts:
+                dead.set_result(f"the engine process ended {failures_in_a_row} times in a row, at last: {reason}")
+                return
+            await asyncio.sleep(self._backoff_seconds * 2 ** max(failures_in_a_row - 1, 0))
+
+    async def _serve_once(self, first_start: asyncio.Future[messages.Ready]) -> str:
+        """Run one process from start to end. Returns why it ended."""
+        folder = tempfile.mkdtemp(prefix="nybble-")  # only this user can enter it
+        address = f"ipc://{folder}/engine"
+        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.bind(address)
+        process = await asyncio.create_subprocess_exec(*self._command, address, stdin=asyncio.subprocess.PIPE)
+        assert process.stdin is not None
+        self.process_id = process.pid
+        ended = asyncio.create_task(process.wait())
+        try:
+            process.stdin.write(msgspec.json.encode(asdict(self._config)) + b"\n")
+            await process.stdin.drain()
+            reason = await self._receive(socket, ended, first_start)
+            if reason is None:
+                status = await ended
+                reason = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
+            return reason
+        except (ConnectionError, BrokenPipeError):
+            return f"exit status {await ended}"
+        finally:
+            self._socket = self.ready = self.process_id = None
+            self._fail_all(EngineDeadError("the engine was stopped" if self._is_closing else "the engine process died"))
+            process.stdin.close()  # it leaves by itself on that, if it still can
+            if not ended.done():
+                await asyncio.wait([ended], timeout=1.0)
+            if not ended.done():
+                process.kill()
+            await asyncio.wait([ended])
+            socket.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _receive(
+        self, socket: zmq.asyncio.Socket, ended: asyncio.Task[int], first_start: asyncio.Future[messages.Ready]
+    ) -> str | None:
+        """Take the process's messages until it ends. Returns why, if it said so or hangs."""
+        while True:
+            receiving = asyncio.ensure_future(socket.recv())
+            # Building may take long and says nothing meanwhile; only serving is watched.
+            timeout = self._stall_seconds if self._socket is not None else None
+            await asyncio.wait([receiving, ended], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                receiving.cancel()
+                return None if ended.done() else f"no sign of life for {self._stall_seconds:g} s"
+            message: messages.FromEngine = messages.decode_from_engine(receiving.result())
+            if isinstance(message, messages.Stepped):
+                self._take_step(message)
+            elif isinstance(message, messages.Refused):
+                if (stream := self._streams.pop(message.request_id, None)) is not None:
+                    stream.fail(RequestError(message.message, parameter=message.parameter))
+            elif isinstance(message, messages.Ready):
+                self.ready, self._socket = message, socket
+                if not first_start.done():
+                    first_start.set_result(message)
+            elif isinstance(message, messages.StartFailed):
+                raise _error_of(message)
+            else:
+                return message.message
+
+    def _take_step(self, step: messages.Stepped) -> None:
+        self.stats = step.stats
+        for delta in step.deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is None:
+                continue  # nobody reads it any more
+            stream.give(delta)
+            if not stream.num_to_come:
+                del self._streams[delta.request_id]
+        if self.on_step is not None and step.seconds:
+            self.on_step(step)
+
+    def _fail_all(self, error: NybbleError) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(error)
+
+
+class _Stream:
+    """One request's deltas that were not read yet."""
+
+    def __init__(self, num_open: int) -> None:
+        self.num_open = num_open  # completions whose last delta was not taken yet
+        self.num_to_come = num_open  # completions whose last delta has not come yet
+        self._deltas: list[SequenceDelta] = []
+        self._error: NybbleError | None = None
+        self._news = asyncio.Event()
+
+    def give(self, delta: SequenceDelta) -> None:
+        self._deltas.append(delta)
+        self.num_to_come -= delta.finish_reason is not None
+        self._news.set()
+
+    def fail(self, error: NybbleError) -> None:
+        self._error = error
+        self._news.set()
+
+    async def take(self) -> list[SequenceDelta]:
+        """What has come since the last call; waits for at least one delta. After them raises what `fail` got."""
+        while not self._deltas and self._error is None:
+            self._news.clear()
+            await self._news.wait()
+        deltas, self._deltas = self._deltas, []
+        if not deltas and self._error is not None:
+            self.num_open = 0
+            raise self._error
+        self.num_open -= sum(delta.finish_reason is not None for delta in deltas)
+        return deltas
+
+
+def _error_of(failure: messages.StartFailed) -> NybbleError:
+    """The error as its own kind, so that whoever started the client tells its user what can be mended."""
+    kind = getattr(errors, failure.kind, None)
+    if isinstance(kind, type) and issubclass(kind, NybbleError):
+        return kind(failure.message)
+    return EngineDeadError(f"{failure.kind}: {failure.message}")
