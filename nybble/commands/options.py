@@ -95,7 +95,19 @@ def sampling_flags() -> list[Flag]:
     return flags
 
 
-GROUPS = {"engine": engine_flags, "sampling": sampling_flags}
+def limit_flags() -> list[Flag]:
+    from nybble.server.settings import Limits
+
+    hints = get_type_hints(Limits, include_extras=True)
+    flags = []
+    for field in fields(Limits):
+        kind, text = get_args(hints[field.name])
+        text = f"most {text}" if field.default is None else f"most {text}; default: {field.default}"
+        flags.append(Flag(field.name, _flag_type(kind), field.default, text, "Limits"))
+    return flags
+
+
+GROUPS = {"engine": engine_flags, "sampling": sampling_flags, "limits": limit_flags}
 
 
 def with_flags(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -133,6 +133,8 @@ class EngineClient:
             return
         if self._socket is not None:
             await self._socket.send(messages.encode(messages.Close()))
+        else:
+            self._supervisor.cancel()  # it is building, or waiting for its next try
         done, _ = await asyncio.wait([self._supervisor], timeout=timeout)
         if not done:
             self._supervisor.cancel()

@@ -69,7 +69,8 @@ class Tokenizer:
         if not isinstance(text, str):
             raise RequestError(f"a prompt must be text, got {type(text).__name__}", parameter="prompt")
         try:
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            # As a batch, because only then the library lets other threads run meanwhile.
+            return list(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
         except TypeError:  # what the library makes of lone surrogates
             raise RequestError(
                 "the prompt is not valid Unicode: it holds lone surrogates", parameter="prompt"
@@ -77,13 +78,17 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids` standing alone."""
-        return str(self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        return str(self.backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0])
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, its leading space kept; "�" stands for bytes that are no whole character."""
         if self._pieces is None:
             return self.decode([token_id], skip_special_tokens=False)
         return self._pieces[token_id].decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; several tokens may share one character's."""
+        return self.token_text(token_id).encode() if self._pieces is None else self._pieces[token_id]
 
     def open_stream(self, *, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> TokenStream:
         """An incremental decoder for text that continues a prompt."""

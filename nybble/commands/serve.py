@@ -1,0 +1,170 @@
+"""`nybble serve`: the OpenAI-compatible server. Starts the engine process, then HTTP; ends both in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nybble.commands.options import ModelArgument, with_flags
+from nybble.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from nybble.core.config import EngineConfig
+    from nybble.server.settings import ServerSettings
+
+
+@with_flags()
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then use --api-key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    uds: Annotated[Path | None, typer.Option(help="Listen on this Unix socket instead.", show_default=False)] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Ask for this key; may be repeated.", show_default=False)
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with a key a line.", show_default=False)] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The model's name in the API; default: MODEL as given.", show_default=False)
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path prefix that a proxy strips.", show_default=False)] = "",
+    ssl_certfile: Annotated[Path | None, typer.Option(help="TLS certificate.", show_default=False)] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(help="TLS key.", show_default=False)] = None,
+    shutdown_timeout: Annotated[
+        float, typer.Option(help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
+    ] = 30.0,
+    *,
+    engine: dict[str, Any],
+    limits: dict[str, Any],
+) -> None:
+    """Serve a model to programs that speak OpenAI's API (completions, chat, models; also /metrics, /health and a page).
+
+    SIGTERM or Ctrl-C stops taking requests, lets the running ones finish, and leaves; a second one leaves at once.
+    """
+    from nybble.core.config import EngineConfig
+    from nybble.server.settings import Limits, ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
+        served_model_name=served_model_name,
+        limits=Limits(**limits),
+    )
+    listen: dict[str, Any] = {"uds": str(uds)} if uds else {"host": host, "port": port}
+    tls = {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile} if ssl_certfile else {}
+    options = {**listen, **tls, "root_path": root_path, "timeout_graceful_shutdown": shutdown_timeout}
+    if bool(ssl_certfile) != bool(ssl_keyfile):
+        raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both")
+    code = asyncio.run(_serve(EngineConfig.from_settings(model=model, **engine), settings, options))
+    if code:
+        raise typer.Exit(code)
+
+
+def _keys_of(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        keys = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {path}: {error}") from None
+    if not keys:
+        raise ConfigError(f"--api-key-file {path} holds no key")  # an empty file must not mean an open server
+    return keys
+
+
+async def _serve(config: EngineConfig, settings: ServerSettings, options: dict[str, Any]) -> int:
+    """Returns the exit code."""
+    from nybble.engine.client import EngineClient
+    from nybble.server.app import create_app
+    from nybble.server.metrics import Metrics
+    from nybble.text.request_builder import RequestBuilder
+    from nybble.text.tokenizer import Tokenizer
+
+    begin = time.perf_counter()
+    print(f"Loading {config.model} …", file=sys.stderr, flush=True)
+    stop = _Stop()
+    client = EngineClient(config)
+    try:
+        starting = asyncio.create_task(client.start())
+        await _first_of(starting, stop.wanted)
+        if not starting.done():
+            return 130
+        ready = await starting
+        tokenizer = Tokenizer.load(Path(ready.model_path))
+        name = settings.served_model_name or ready.model
+        metrics = Metrics(name, lambda: client.stats)
+        client.on_step = metrics.stepped
+        app = create_app(client, tokenizer, RequestBuilder(tokenizer, ready.default_sampling), settings, metrics)
+        server = _server(app, options)
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if not server.started:
+            return 1  # uvicorn has said why
+        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in ready.phase_seconds.items())
+        print(
+            f"Serving {name} on {_address(server, options)}: {ready.num_kv_tokens:,} KV tokens, ready after "
+            f"{time.perf_counter() - begin:.1f} s ({phases})",
+            file=sys.stderr,
+            flush=True,
+        )
+        assert client.dead is not None
+        await _first_of(serving, stop.wanted, client.dead)
+        server.should_exit = True  # takes no more connections, and waits for the open ones
+        await _first_of(serving, stop.urged)
+        server.force_exit = True
+        await serving
+        if client.dead.done():
+            print(f"error: {client.dead.result()}", file=sys.stderr)
+            return 1
+        return 0
+    finally:
+        await client.close()
+
+
+class _Stop:
+    """SIGTERM and Ctrl-C as futures: `wanted` by the first signal, `urged` by the second."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.wanted: asyncio.Future[None] = loop.create_future()
+        self.urged: asyncio.Future[None] = loop.create_future()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        future = self.urged if self.wanted.done() else self.wanted
+        if not future.done():
+            future.set_result(None)
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _server(app: FastAPI, options: dict[str, Any]) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> AbstractContextManager[None]:
+            return nullcontext()  # `_Stop` has them; uvicorn would raise them once more when it is done
+
+    return Server(uvicorn.Config(app, log_level="warning", access_log=False, **options))
+
+
+def _address(server: uvicorn.Server, options: dict[str, Any]) -> str:
+    if "uds" in options:
+        return f"unix:{options['uds']}"
+    scheme = "https" if "ssl_certfile" in options else "http"
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{options['root_path']}"

@@ -1,0 +1,95 @@
+"""`Context`: what every route needs, made once for an application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nybble.core.checks import shown
+from nybble.core.outputs import SequenceDelta
+from nybble.core.request import Request
+from nybble.server.admission import Admission
+from nybble.server.errors import ApiError, bad_request
+from nybble.server.settings import Limits, ServerSettings
+from nybble.server.turns import Workers
+from nybble.text.request_builder import RequestBuilder
+from nybble.text.tokenizer import Tokenizer
+
+
+class ReadyFacts(Protocol):
+    """The part of `Ready` that the routes use."""
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    default_sampling: dict[str, Any]
+
+
+class Client(Protocol):
+    """The part of `EngineClient` that the routes use."""
+
+    @property
+    def ready(self) -> Any: ...  # ReadyFacts | None
+    @property
+    def is_serving(self) -> bool: ...
+    def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    client: Client
+    tokenizer: Tokenizer
+    builder: RequestBuilder
+    settings: ServerSettings
+    admission: Admission
+    workers: Workers
+    created: int  # Unix seconds, shown as the model's
+
+    @property
+    def limits(self) -> Limits:
+        return self.settings.limits
+
+    def ready(self) -> ReadyFacts:
+        """
+        Raises:
+            ApiError: the engine is not serving.
+        """
+        ready: ReadyFacts | None = self.client.ready
+        if ready is None or not self.client.is_serving:
+            raise ApiError(503, "the engine is not running; try again later", code="engine_dead")
+        return ready
+
+    def model_name(self, wanted: str | None = None) -> str:
+        """The model's name, if `wanted` is that or nothing."""
+        name = self.settings.served_model_name or self.ready().model
+        if wanted is not None and wanted != name:
+            raise ApiError(
+                404,
+                f"there is no model {shown(wanted)} here, only {name!r}",
+                parameter="model",
+                code="model_not_found",
+            )
+        return name
+
+    def max_tokens(self, wanted: int | None, otherwise: int | None) -> int | None:
+        """How many tokens to generate; where the client does not say, what the checkpoint does, within the limit."""
+        if wanted is not None:
+            return wanted
+        default = self.ready().default_sampling.get("max_tokens", otherwise)
+        limit = self.limits.max_output_tokens
+        return default if limit is None else limit if default is None else min(default, limit)
+
+    def check_prompt(self, token_ids: list[int], parameter: str) -> None:
+        """What is certain to be refused is refused before it queues."""
+        most = self.ready().max_model_len - 1  # room for one to be generated
+        if self.limits.max_prompt_tokens is not None:
+            most = min(most, self.limits.max_prompt_tokens)
+        if not token_ids:
+            raise bad_request("the prompt has no tokens; it needs at least one", parameter, "invalid_value")
+        if len(token_ids) > most:
+            raise bad_request(
+                f"the prompt has {len(token_ids)} tokens, but may have at most {most}",
+                parameter,
+                "context_length_exceeded",
+            )

@@ -1,0 +1,70 @@
+"""Fields of OpenAI's and vLLM's requests that nybble does not implement.
+
+A client that sends one expects something to happen, so it is told that nothing would: 400, with the field's name. The
+values listed here ask for nothing, so they pass. Fields that nobody knows are ignored, as in OpenAI's server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nybble.core.checks import shown
+from nybble.server.errors import bad_request
+
+_NOTHING: tuple[Any, ...] = ()
+
+_COMMON: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "structured_outputs": _NOTHING,
+    "guided_json": _NOTHING,
+    "guided_regex": _NOTHING,
+    "guided_choice": _NOTHING,
+    "guided_grammar": _NOTHING,
+    "structural_tag": _NOTHING,
+    "logits_processors": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "truncate_prompt_tokens": _NOTHING,
+    "prompt_embeds": _NOTHING,
+    "kv_transfer_params": _NOTHING,
+    "vllm_xargs": ({},),
+    "lora": _NOTHING,
+}
+
+COMPLETION_FIELDS = {**_COMMON, "suffix": _NOTHING}
+
+CHAT_FIELDS = {
+    **_COMMON,
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": _NOTHING,
+    "modalities": (["text"],),
+    "prediction": _NOTHING,
+    "web_search_options": _NOTHING,
+    "reasoning_effort": _NOTHING,
+    "verbosity": _NOTHING,
+    "chat_template": _NOTHING,
+    "documents": ([],),
+    "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
+    "echo": (False,),
+}
+
+
+def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, tuple[Any, ...]]) -> None:
+    """
+    Raises:
+        ApiError: the body asks for something of `fields`.
+    """
+    for name in body.keys() & fields.keys():
+        value = body[name]
+        if value is not None and not any(type(value) is type(passing) and value == passing for passing in fields[name]):
+            raise bad_request(f"{name} is not supported by this server, got {shown(value)}", name, "unsupported_field")
+    # A second name for n, unless it asks for a choice among more completions than are returned.
+    best_of = body.get("best_of")
+    if best_of is not None and best_of != (1 if body.get("n") is None else body["n"]):
+        raise bad_request("best_of is supported only where it equals n", "best_of", "unsupported_field")

@@ -1,0 +1,83 @@
+"""`Job`: one HTTP request on its way through the engine: its engine requests, its names, its usage so far."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, UnsetType
+
+from nybble.core.outputs import SequenceDelta
+from nybble.core.request import Request
+from nybble.server.errors import bad_request
+from nybble.server.protocol import SamplingFields
+from nybble.server.responses import CachedTokens, Usage
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, as far as HTTP's headers say."""
+
+    key_salt: str = ""
+    request_id: str | None = None
+
+
+@dataclass(kw_only=True)
+class Job:
+    response_id: str
+    model: str
+    requests: list[Request]
+    streams: bool
+    shows_usage: bool  # in a last chunk
+    shows_usage_always: bool  # in each chunk
+    shows_ids: bool
+    names_ids: bool  # write tokens of log-probabilities as "token_id:17"
+    echoes: bool = False  # the prompt is part of the text
+    shows_prompt_logprobs: bool = False
+    drops_generated: bool = False  # the client wants its prompt scored, and nothing generated
+    created: int = field(default_factory=lambda: int(time.time()))
+    num_generated: int = 0
+    num_cached: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_cached = [0] * len(self.requests)
+
+    def count(self, index: int, delta: SequenceDelta) -> None:
+        """Take a delta of request `index` into the usage."""
+        self.num_generated += len(delta.token_ids)
+        if delta.num_cached_tokens > self.num_cached[index]:
+            self.num_cached[index] = delta.num_cached_tokens
+
+    def chunk_usage(self) -> Usage | UnsetType | None:
+        """The usage of a chunk that is not the last."""
+        if self.shows_usage_always:
+            return self.usage()
+        return None if self.shows_usage else UNSET
+
+    def usage(self) -> Usage:
+        num_prompt = sum(len(request.prompt_token_ids) for request in self.requests)
+        num_generated = 0 if self.drops_generated else self.num_generated
+        return Usage(num_prompt, num_generated, num_prompt + num_generated, CachedTokens(sum(self.num_cached)))
+
+
+def response_id(prefix: str, body: SamplingFields, caller: Caller) -> str:
+    return f"{prefix}-{body.request_id or caller.request_id or uuid.uuid4().hex}"
+
+
+def engine_id(name: str) -> str:
+    """Unique in this process, whatever ids clients choose."""
+    return f"{name}-{next(_numbers)}"
+
+
+def usage_wishes(body: SamplingFields) -> tuple[bool, bool]:
+    """`shows_usage` and `shows_usage_always`."""
+    options = body.stream_options
+    if options is None:
+        return False, False
+    if not body.stream:
+        raise bad_request("stream_options needs stream = true", "stream_options", "invalid_value")
+    return bool(options.include_usage), bool(options.include_usage and options.continuous_usage_stats)

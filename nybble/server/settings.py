@@ -1,0 +1,52 @@
+"""`ServerSettings`: what an operator decides about the HTTP side. Frozen; the command makes it from flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Annotated
+
+from nybble.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one client may ask for. None: no limit but the engine's own. Annotations are the flags' help texts."""
+
+    max_body_bytes: Annotated[int, "bytes of a request's body"] = 8 << 20
+    max_body_seconds: Annotated[float, "seconds to send a body in"] = 60.0
+    max_send_seconds: Annotated[float, "seconds after which a reader that takes nothing is given up"] = 120.0
+    max_json_depth: Annotated[int, "nesting of a body"] = 64
+    max_json_containers: Annotated[int, "arrays and objects of a body; each costs far more than its two bytes"] = (
+        1 << 16
+    )
+    max_prompts: Annotated[int, "prompts in one completion request"] = 1024
+    max_prompt_tokens: Annotated[int | None, "tokens of a prompt"] = None
+    max_n: Annotated[int, "completions of a prompt"] = 16
+    max_logprobs: Annotated[int, "log-probabilities with each token"] = 20
+    max_stops: Annotated[int, "stop strings"] = 16
+    max_stop_chars: Annotated[int, "characters of a stop string"] = 256
+    max_list_items: Annotated[int, "entries of bad_words, stop_token_ids and logit_bias"] = 1024
+    max_output_tokens: Annotated[int | None, "tokens of a completion"] = None
+    max_queued_requests: Annotated[int, "requests that wait for their first token; more get 429"] = 1024
+    max_queued_tokens: Annotated[int | None, "prompt tokens of these"] = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ConfigError(f"{item.name} must be a positive number, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """
+    Args:
+        api_keys: with any, every route but /health and the page asks for one of them.
+        served_model_name: what clients call the model; None is the engine's name for it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,135 @@
+"""Answers that take time: `EventStream` and `WholeReply`. Each is a `Reply`, which ends its work when the client goes.
+
+They are ASGI applications without a layer between, for the way of each token through here is what a stream costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from nybble.core.log import logger
+from nybble.server.errors import as_api_error
+
+DONE = b"data: [DONE]\n\n"
+STREAM_START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would collect events
+    ],
+}
+_encode = msgspec.json.Encoder().encode
+
+
+def event(body: Any) -> bytes:
+    return b"data: " + _encode(body) + b"\n\n"
+
+
+class Reply(Response):
+    """Runs `answer` until it is done or the client has gone.
+
+    Args:
+        max_send_seconds: how long a client may leave what is sent unread.
+    """
+
+    def __init__(self, max_send_seconds: float) -> None:
+        self.background = None
+        self.status_code = 200
+        self.body = b""
+        self._max_send_seconds = max_send_seconds
+        self._sending_since: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._guarded(scope, receive, send))
+        watch = asyncio.create_task(_disconnected(receive))
+        try:
+            while not work.done():
+                await asyncio.wait((work, watch), timeout=self._max_send_seconds, return_when=asyncio.FIRST_COMPLETED)
+                if watch.done() or self._is_stuck():
+                    break
+        finally:
+            # Waited for, so that the engine has been told when this returns.
+            for task in (watch, work):
+                task.cancel()
+            await asyncio.gather(watch, work, return_exceptions=True)
+
+    async def answer(self, send: Send) -> None:
+        raise NotImplementedError
+
+    async def send_in_time(self, send: Send, message: Message) -> None:
+        self._sending_since = time.monotonic()
+        await send(message)
+        self._sending_since = None
+
+    def _is_stuck(self) -> bool:
+        since = self._sending_since
+        return since is not None and time.monotonic() - since >= self._max_send_seconds
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.answer(send)
+        except OSError:  # the connection broke
+            logger.debug("a client went away", exc_info=True)
+
+
+class EventStream(Reply):
+    """Server-sent events. An error before the first one is an ordinary response, later it is the last event."""
+
+    def __init__(self, events: AsyncGenerator[bytes], max_send_seconds: float) -> None:
+        super().__init__(max_send_seconds)
+        self._events = events
+
+    async def answer(self, send: Send) -> None:
+        has_started = False
+        last = DONE
+        try:
+            async with aclosing(self._events) as events:
+                async for data in events:
+                    if not has_started:
+                        has_started = True
+                        await self.send_in_time(send, STREAM_START)
+                    await self.send_in_time(send, {"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:
+            failure = as_api_error(error)
+            if not has_started:
+                await failure.response()({"type": "http"}, _nothing, send)
+                return
+            last = b"data: " + failure.body() + b"\n\n"
+        await self.send_in_time(send, {"type": "http.response.body", "body": last})
+
+
+class WholeReply(Reply):
+    """One JSON body, once it is known."""
+
+    def __init__(self, body: Callable[[], Awaitable[Any]], max_send_seconds: float) -> None:
+        super().__init__(max_send_seconds)
+        self._make_body = body
+
+    async def answer(self, send: Send) -> None:
+        try:
+            response = Response(_encode(await self._make_body()), media_type="application/json")
+        except Exception as error:
+            response = as_api_error(error).response()
+        await self.send_in_time(
+            send, {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
+        await self.send_in_time(send, {"type": "http.response.body", "body": response.body})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
