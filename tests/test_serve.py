@@ -18,6 +18,8 @@ from openai import OpenAI
 
 from nybble.cli import main
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "nybble", "serve", "tiny", "--port", "0", "--kv-cache-memory-bytes", str(16 << 20)]
 QUESTION = [{"role": "user", "content": "What is 12 + 30?"}]
 

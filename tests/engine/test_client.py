@@ -19,6 +19,8 @@ from nybble.core.errors import ConfigError, EngineDeadError, MemoryBudgetError, 
 from nybble.core.request import Request
 from nybble.engine.client import EngineClient
 
+pytestmark = pytest.mark.slow
+
 CONFIG = EngineConfig(model="tiny", max_num_seqs=8, kv_cache_memory_bytes=16 << 20)
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
