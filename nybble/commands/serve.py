@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -36,6 +36,10 @@ def serve(
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API; default: MODEL as given.", show_default=False)
     ] = None,
+    tool_call_parser: Annotated[
+        Literal["hermes", "llama3_json", "qwen3_coder"] | None,
+        typer.Option(help="How the model writes tool calls; default: as its chat template shows.", show_default=False),
+    ] = None,
     root_path: Annotated[str, typer.Option(help="Path prefix that a proxy strips.", show_default=False)] = "",
     ssl_certfile: Annotated[Path | None, typer.Option(help="TLS certificate.", show_default=False)] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="TLS key.", show_default=False)] = None,
@@ -58,6 +62,7 @@ def serve(
         port=port,
         api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
         served_model_name=served_model_name,
+        tool_call_parser=tool_call_parser,
         limits=Limits(**limits),
     )
     listen: dict[str, Any] = {"uds": str(uds)} if uds else {"host": host, "port": port}

@@ -16,6 +16,7 @@ from nybble.server import chat, completions, tokenization
 from nybble.server.admission import Admission
 from nybble.server.auth import ApiKeys
 from nybble.server.body import check_content_type
+from nybble.server.chat_format import ChatFormat
 from nybble.server.context import Client, Context
 from nybble.server.errors import ApiError, as_api_error
 from nybble.server.job import Caller
@@ -54,6 +55,7 @@ def create_app(
         admission=Admission(settings.limits, metrics.submitted if metrics else None),
         workers=Workers(),
         created=int(time.time()),
+        chat_format=ChatFormat.of(tokenizer.chat_template, settings.tool_call_parser),
     )
     # The viewers that FastAPI brings load their scripts from a CDN.
     app = FastAPI(title="nybble", version=nybble.__version__, docs_url=None, redoc_url=None)

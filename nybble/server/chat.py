@@ -5,33 +5,33 @@ Chunks and whole bodies are made of the same pieces, so they cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from nybble.core.errors import RequestError
-from nybble.core.outputs import SequenceDelta
+from nybble.core.sampling import SamplingParams
+from nybble.server.answer import Answers, WholeChoice
 from nybble.server.auth import combined_salt
 from nybble.server.body import read_body
+from nybble.server.chat_format import THINK_TAGS
 from nybble.server.context import Context
 from nybble.server.errors import bad_request
 from nybble.server.fields import CHAT_FIELDS
 from nybble.server.generation import generate
 from nybble.server.job import Caller, Job, engine_id, response_id, usage_wishes
-from nybble.server.logprobs import LogprobShaper, prompt_logprobs_of
+from nybble.server.logprobs import prompt_logprobs_of
 from nybble.server.protocol import ChatCompletionRequest
-from nybble.server.responses import (
-    ChatBody,
-    ChatChoice,
-    ChatChunkChoice,
-    ChatLogprobs,
-    Delta,
-    Message,
-)
+from nybble.server.reading import Reading
+from nybble.server.responses import ChatBody
 from nybble.server.sampling import sampling_of
 from nybble.server.stream import event
 from nybble.server.templates import render
+from nybble.server.tools import ToolWishes, tool_wishes
+from nybble.text.reasoning import opens_thinking
 
 
 def prepare(content: bytes, context: Context, caller: Caller) -> Job:
@@ -60,12 +60,14 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
         if error.parameter == "max_tokens" and body.max_completion_tokens is not None:
             raise RequestError(str(error), parameter="max_completion_tokens") from None
         raise
-    token_ids = render(body.messages, body, context.tokenizer)
-    context.check_prompt(token_ids, "messages")
+    wishes = tool_wishes(body, context.chat_format)
+    prompt = render(body.messages, body, context, wishes.tools)
+    context.check_prompt(prompt.token_ids, "messages")
+    reading = _reading_of(body, context, wishes, prompt.text)
     name = response_id("chatcmpl", body, caller)
     request = context.builder.from_prompt(
-        token_ids,
-        params,
+        prompt.token_ids,
+        _adapted(params, context, wishes, reading),
         request_id=engine_id(name),
         priority=body.priority,
         cache_salt=combined_salt(caller.key_salt, body.cache_salt),
@@ -79,41 +81,47 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
         shows_usage_always=shows_usage_always,
         shows_ids=body.return_token_ids,
         names_ids=body.return_tokens_as_token_ids,
+        reading=reading,
     )
 
 
-class _Answer:
-    """One of the n choices, cut into pieces that are what a chunk shows of it."""
+def _reading_of(body: ChatCompletionRequest, context: Context, wishes: ToolWishes, prompt: str) -> Reading:
+    thinks = context.chat_format.may_think
+    parses = wishes.plan.parses
+    ends = (context.tokenizer.backend.token_to_id(token) for token in wishes.plan.stop_tokens)
+    return Reading(
+        tool_calls=context.chat_format.tool_calls if parses else None,
+        tools=tuple(wishes.tools),
+        parallel=body.parallel_tool_calls,
+        may_think=thinks,
+        is_thinking=thinks and (opens_thinking(prompt) or _continues_thinking(body)),
+        stop_token_ids=frozenset(token_id for token_id in ends if token_id is not None)
+        - frozenset(body.stop_token_ids or ()),
+    )
 
-    def __init__(self, job: Job, context: Context, index: int) -> None:
-        num_top = job.requests[0].params.logprobs
-        self.index = index
-        self._shows_ids = job.shows_ids
-        self._shaper: LogprobShaper | None = None
-        if num_top is not None:
-            stream = context.tokenizer.open_stream(skip_special_tokens=False)
-            self._shaper = LogprobShaper(context.tokenizer, stream, num_top, job.names_ids)
 
-    def begin(self) -> ChatChunkChoice:
-        return ChatChunkChoice(self.index, Delta(role="assistant", content=""))
+def _continues_thinking(body: ChatCompletionRequest) -> bool:
+    """Whether the message that the answer goes on with is still in its reasoning."""
+    content = body.messages[-1].get("content")
+    begin, end = THINK_TAGS
+    return body.continue_final_message and isinstance(content, str) and content.rfind(begin) > content.rfind(end)
 
-    def take(self, delta: SequenceDelta) -> Iterator[ChatChunkChoice]:
-        """What is new; the end is a piece of its own, for some clients read no text in it."""
-        if delta.text or ((self._shaper or self._shows_ids) and delta.token_ids):
-            piece = ChatChunkChoice(self.index, Delta(content=delta.text))
-            if self._shaper is not None and delta.logprobs is not None:
-                piece.logprobs = self._shaper.chat(delta.token_ids, delta.logprobs)
-            if self._shows_ids:
-                piece.token_ids = delta.token_ids
-            yield piece
-        if delta.finish_reason is not None:
-            yield ChatChunkChoice(self.index, Delta(), finish_reason=delta.finish_reason, stop_reason=delta.stop_reason)
+
+def _adapted(params: SamplingParams, context: Context, wishes: ToolWishes, reading: Reading) -> SamplingParams:
+    """With the ends and the tags that reading the answer needs."""
+    changes: dict[str, Any] = {}
+    if reading.stop_token_ids and not params.ignore_eos:
+        changes["stop_token_ids"] = [*(params.stop_token_ids or ()), *sorted(reading.stop_token_ids)]
+    tags = (*wishes.plan.tags, *(THINK_TAGS if reading.may_think else ()))
+    if any(context.tokenizer.backend.token_to_id(tag) in context.tokenizer.special_ids for tag in tags):
+        changes["skip_special_tokens"] = False
+    return replace(params, **changes) if changes else params
 
 
 async def events(job: Job, context: Context) -> AsyncGenerator[bytes]:
     """The chunks as server-sent events; those of one step together."""
     request = job.requests[0]
-    answers = [_Answer(job, context, index) for index in range(request.params.n)]
+    answers = Answers(job, context)
     chunk = ChatBody(job.response_id, "chat.completion.chunk", job.created, job.model, [])
     async with aclosing(generate(context.client, job.requests, context.admission)) as news:
         has_begun = False
@@ -122,17 +130,18 @@ async def events(job: Job, context: Context) -> AsyncGenerator[bytes]:
             if not has_begun:
                 has_begun = True
                 chunk.prompt_token_ids = request.prompt_token_ids if job.shows_ids else UNSET
-                for answer in answers:
-                    chunk.choices, chunk.usage = [answer.begin()], job.chunk_usage()
+                for piece in answers.begin():
+                    chunk.choices, chunk.usage = [piece], job.chunk_usage()
                     sent.append(event(chunk))
                     chunk.prompt_token_ids = UNSET
             for delta in deltas:
-                job.count(0, delta)
-                for piece in answers[delta.index].take(delta):
+                for piece in answers.take(delta):
                     chunk.choices, chunk.usage = [piece], job.chunk_usage()
                     sent.append(event(chunk))
             if sent:
                 yield b"".join(sent)
+            if answers.are_cut:
+                break  # closing the generator aborts the request
     if job.shows_usage:
         chunk.choices, chunk.usage = [], job.usage()
         yield event(chunk)
@@ -141,36 +150,20 @@ async def events(job: Job, context: Context) -> AsyncGenerator[bytes]:
 async def whole(job: Job, context: Context) -> ChatBody:
     """The response body, when all is there."""
     request = job.requests[0]
-    answers = [_Answer(job, context, index) for index in range(request.params.n)]
-    choices = [ChatChoice(index, Message("assistant", "")) for index in range(request.params.n)]
-    texts: list[list[str]] = [[] for _ in choices]
-    body = ChatBody(job.response_id, "chat.completion", job.created, job.model, choices)
+    answers = Answers(job, context)
+    choices = [WholeChoice(index) for index in range(request.params.n)]
+    body = ChatBody(job.response_id, "chat.completion", job.created, job.model, [])
     async with aclosing(generate(context.client, job.requests, context.admission)) as news:
         async for _, deltas in news:
             for delta in deltas:
-                job.count(0, delta)
                 if delta.prompt_logprobs is not None:
                     body.prompt_logprobs = prompt_logprobs_of(delta.prompt_logprobs)
-                for piece in answers[delta.index].take(delta):
-                    texts[delta.index].append(piece.delta.content or "")
-                    _add(choices[delta.index], piece)
-    for choice, parts in zip(choices, texts, strict=True):
-        choice.message.content = "".join(parts)
+                for piece in answers.take(delta):
+                    choices[delta.index].add(piece)
+            if answers.are_cut:
+                break
+    body.choices = [choice.join() for choice in choices]
     body.usage = job.usage()
     if job.shows_ids:
         body.prompt_token_ids = request.prompt_token_ids
     return body
-
-
-def _add(choice: ChatChoice, piece: ChatChunkChoice) -> None:
-    """All but the text."""
-    if piece.logprobs is not None:
-        choice.logprobs = choice.logprobs or ChatLogprobs([])
-        choice.logprobs.content.extend(piece.logprobs.content)
-    if piece.token_ids is not UNSET:
-        if choice.token_ids is UNSET:
-            choice.token_ids = []
-        choice.token_ids.extend(piece.token_ids)
-    if piece.finish_reason is not None:
-        choice.finish_reason = piece.finish_reason
-        choice.stop_reason = None if piece.stop_reason is UNSET else piece.stop_reason

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nybble.core.checks import shown
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.server.admission import Admission
+from nybble.server.chat_format import ChatFormat
 from nybble.server.errors import ApiError, bad_request
 from nybble.server.settings import Limits, ServerSettings
 from nybble.server.turns import Workers
@@ -24,6 +25,7 @@ class ReadyFacts(Protocol):
     max_model_len: int
     vocab_size: int
     default_sampling: dict[str, Any]
+    model_path: str
 
 
 class Client(Protocol):
@@ -45,6 +47,7 @@ class Context:
     admission: Admission
     workers: Workers
     created: int  # Unix seconds, shown as the model's
+    chat_format: ChatFormat = field(default_factory=ChatFormat)
 
     @property
     def limits(self) -> Limits:

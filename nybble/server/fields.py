@@ -37,8 +37,6 @@ COMPLETION_FIELDS = {**_COMMON, "suffix": _NOTHING}
 
 CHAT_FIELDS = {
     **_COMMON,
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "audio": _NOTHING,

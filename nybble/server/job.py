@@ -13,6 +13,7 @@ from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.server.errors import bad_request
 from nybble.server.protocol import SamplingFields
+from nybble.server.reading import Reading
 from nybble.server.responses import CachedTokens, Usage
 
 _numbers = itertools.count()
@@ -39,6 +40,7 @@ class Job:
     echoes: bool = False  # the prompt is part of the text
     shows_prompt_logprobs: bool = False
     drops_generated: bool = False  # the client wants its prompt scored, and nothing generated
+    reading: Reading = field(default_factory=Reading)  # of a chat
     created: int = field(default_factory=lambda: int(time.time()))
     num_generated: int = 0
     num_cached: list[int] = field(init=False)

@@ -18,7 +18,7 @@ _MESSAGES = {
     "minItems": 1,
     "items": {
         "type": "object",
-        "required": ["role", "content"],
+        "required": ["role"],
         "properties": {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
             "content": {
@@ -33,10 +33,54 @@ _MESSAGES = {
                             "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
                         },
                     },
+                    {"type": "null", "description": "of an assistant's message with tool_calls"},
                 ]
+            },
+            "tool_calls": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["function"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "type": {"const": "function"},
+                        "function": {
+                            "type": "object",
+                            "required": ["name"],
+                            "properties": {
+                                "name": {"type": "string"},
+                                "arguments": {"type": "string", "description": "JSON text of an object"},
+                            },
+                        },
+                    },
+                },
+            },
+            "tool_call_id": {"type": "string"},
+        },
+    },
+}
+_TOOLS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["type", "function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "description": {"type": "string"},
+                    "parameters": {"type": "object", "description": "a JSON schema"},
+                },
             },
         },
     },
+}
+_TOOL_CHOICE = {
+    "enum": ["none", "auto"],
+    "description": '"required" and a named function need structured output, which is not there yet',
 }
 
 Prompts = Annotated[
@@ -44,6 +88,8 @@ Prompts = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _INTS, {"type": "array", "items": _INTS, "minItems": 1}]}),
 ]
 Messages = Annotated[Any, WithJsonSchema(_MESSAGES)]
+Tools = Annotated[Any, WithJsonSchema(_TOOLS)]
+ToolChoice = Annotated[Any, WithJsonSchema(_TOOL_CHOICE)]
 Biases = Annotated[
     Any, WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})
 ]
@@ -109,7 +155,15 @@ class CompletionRequest(SamplingFields):
     add_special_tokens: bool = True
 
 
-class TemplateFields(BaseModel):
+class ToolFields(BaseModel):
+    """Functions of the client that the model may call."""
+
+    tools: Tools = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool = True
+
+
+class TemplateFields(ToolFields):
     """How a conversation is written as text."""
 
     add_generation_prompt: bool | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated
 
 from nybble.core.errors import ConfigError
+from nybble.text.tool_calls import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,16 @@ class ServerSettings:
     Args:
         api_keys: with any, every route but /health and the page asks for one of them.
         served_model_name: what clients call the model; None is the engine's name for it.
+        tool_call_parser: the format of the model's tool calls; None goes by its chat template.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     served_model_name: str | None = None
+    tool_call_parser: str | None = None
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.tool_call_parser is not None and self.tool_call_parser not in FORMATS:
+            raise ConfigError(f"tool_call_parser must be one of {', '.join(FORMATS)}, got {self.tool_call_parser!r}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from nybble.core.checks import shown
-from nybble.server.errors import ApiError, bad_request
+from nybble.server.context import Context
+from nybble.server.errors import bad_request
+from nybble.server.messages import checked_messages
 from nybble.server.protocol import TemplateFields
-from nybble.text.tokenizer import NAMED_TOKENS, Tokenizer
-
-ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
-"""What clients call a speaker → what templates do. OpenAI renamed system, models did not."""
+from nybble.text.tokenizer import NAMED_TOKENS
+from nybble.text.tool_calls import Tool
 
 RESERVED = frozenset(
     {
@@ -30,8 +30,13 @@ RESERVED = frozenset(
 """Template variables that are not a client's to set."""
 
 
-def render(messages: Any, fields: TemplateFields, tokenizer: Tokenizer) -> list[int]:
-    """The token ids of a conversation.
+class Rendered(NamedTuple):
+    text: str
+    token_ids: list[int]
+
+
+def render(messages: Any, fields: TemplateFields, context: Context, tools: Sequence[Tool]) -> Rendered:
+    """A conversation as the model reads it.
 
     Raises:
         ApiError, RequestError: the messages, or what is wished for the template, are not sound.
@@ -43,42 +48,11 @@ def render(messages: Any, fields: TemplateFields, tokenizer: Tokenizer) -> list[
         )
     # vLLM and OpenAI's clients leave add_generation_prompt out where they ask for a message to be continued.
     begins_answer = fields.add_generation_prompt
-    text = tokenizer.render_chat(
-        _checked(messages),
+    text = context.tokenizer.render_chat(
+        checked_messages(messages, context.limits),
         add_generation_prompt=not fields.continue_final_message if begins_answer is None else begins_answer,
         continue_final_message=fields.continue_final_message,
+        tools=tools or None,
         **variables,
     )
-    return tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens))
-
-
-def _checked(messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, list) or not messages:
-        raise _wrong("messages must be a list of at least one message", messages)
-    return [_checked_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _checked_message(message: Any, place: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise _wrong(f"{place} must be an object", message)
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise _wrong(f"{place}.role must be one of {', '.join(ROLES)}", role)
-    for name in ("tool_calls", "function_call", "audio"):
-        if message.get(name):
-            raise _wrong(f"{place}.{name} is not supported by this server", message[name])
-    content = message.get("content")
-    if isinstance(content, list):
-        if not content:
-            raise _wrong(f"{place}.content must have at least one part", content)
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise _wrong(f'{place}.content may hold parts {{"type": "text", "text": …}} only', part)
-    elif not isinstance(content, str):
-        raise _wrong(f"{place}.content must be text or a list of text parts", content)
-    return {**message, "role": ROLES[role]}
-
-
-def _wrong(rule: str, value: object) -> ApiError:
-    return bad_request(f"{rule}, got {shown(value)}", "messages", "invalid_value")
+    return Rendered(text, context.tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens)))

@@ -12,6 +12,7 @@ from nybble.server.errors import bad_request
 from nybble.server.fields import CHAT_FIELDS
 from nybble.server.protocol import DetokenizeRequest, TokenizeRequest
 from nybble.server.templates import render
+from nybble.server.tools import tool_wishes
 
 
 class Tokens(msgspec.Struct):
@@ -34,7 +35,8 @@ def tokenize(content: bytes, context: Context) -> Tokens:
         adds_special_tokens = body.add_special_tokens is not False
         token_ids = context.tokenizer.encode(body.prompt, add_special_tokens=adds_special_tokens)
     else:
-        token_ids = render(body.messages, body, context.tokenizer)
+        tools = tool_wishes(body, context.chat_format).tools
+        token_ids = render(body.messages, body, context, tools).token_ids
     tokens = Tokens(len(token_ids), context.ready().max_model_len, token_ids)
     if body.return_token_strs:
         tokens.token_strs = [context.tokenizer.token_text(token_id) for token_id in token_ids]

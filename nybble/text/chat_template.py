@@ -35,6 +35,7 @@ class ChatTemplate:
 
     def __init__(self, sources: Mapping[str, str], places: Mapping[str, str]) -> None:
         environment = Sandbox()
+        self.sources = dict(sources)
         self._places = places
         self._templates: dict[str, jinja2.Template] = {}
         for name, source in sources.items():

@@ -85,7 +85,9 @@ WRONG_CHAT: dict[str, list[Any]] = {
     "chat_template_kwargs": [5, [], "x", {"messages": []}, {"self": 1}, {"tools": 1}],
     "continue_final_message": [5, "x"],
     "add_generation_prompt": [5, "x"],
-    "tools": [5, "x", {}, [5], [{}]],
+    "tools": [5, "x", {}, [5], [{}], [{"type": "function", "function": {"name": "f"}}]],
+    "tool_choice": [5, "x", {}, [], "required", {"type": "function", "function": {"name": HUGE}}],
+    "parallel_tool_calls": [5, "x", []],
     "response_format": [5, {}, {"type": "json_schema"}, {"type": "nothing"}],
 }
 
