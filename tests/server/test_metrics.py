@@ -1,6 +1,9 @@
 """The metrics as Prometheus reads them."""
 
+import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -73,3 +76,13 @@ def test_durations_follow_from_the_steps() -> None:
     assert found["request_success_total:stop"] == found["request_success_total:abort"] == 1
     assert not metrics._last_token_time
     assert not metrics._num_tokens, "nothing stays of what ended"
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    dashboard = (Path(__file__).parents[2] / "examples" / "grafana-dashboard.json").read_text()
+    panels = json.loads(dashboard)["panels"]
+    wanted = {name for panel in panels for t in panel["targets"] for name in re.findall(r"nybble:(\w+)", t["expr"])}
+    text = Metrics("m", lambda: STATS).render().decode()
+    there = set(re.findall(r"^nybble:(\w+)", text, re.MULTILINE))
+    assert len(wanted) > 12
+    assert wanted <= there
