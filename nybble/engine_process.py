@@ -23,6 +23,9 @@ from nybble.core.log import logger
 HEARTBEAT_MS = 250
 """Between signs of life while there is nothing to compute."""
 
+MESSAGES_BETWEEN_STEPS = 64
+"""Taken in at once: a burst of requests must not keep the running ones waiting."""
+
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
@@ -69,7 +72,9 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> None:
     )
     while True:
         wait_ms = 0 if engine.has_work else HEARTBEAT_MS
-        while socket.poll(wait_ms):
+        for _ in range(MESSAGES_BETWEEN_STEPS):
+            if not socket.poll(wait_ms):
+                break
             message = messages.decode_to_engine(socket.recv())
             wait_ms = 0
             if isinstance(message, messages.Submit):

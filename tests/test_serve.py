@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -131,6 +132,60 @@ def test_an_engine_that_is_killed_is_told_and_replaced() -> None:
         assert answer.choices[0].message.content == "12 + 30 = 42"
 
 
+def test_a_busy_port_shows_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exit_:
+        main(["serve", "tiny", "--port", str(taken.getsockname()[1])])
+    assert exit_.value.code == 2
+    shown = capsys.readouterr().err
+    assert "choose another port" in shown
+    assert "Loading" not in shown
+
+
+def test_a_unix_socket_is_this_users_alone_and_goes_with_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with subprocess.Popen([*COMMAND, "--uds", str(path)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "Serving" not in (line := process.stderr.readline()):
+            assert line
+        assert path.stat().st_mode & 0o777 == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+            assert client.get("http://local/health").json() == {"status": "ok"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
+    assert not path.exists()
+
+
+def test_a_hanging_engine_keeps_neither_requests_nor_the_end_waiting() -> None:
+    """More messages than a socket's default queue holds are on their way to a process that reads none."""
+    with serving("--shutdown-timeout", "2") as served:
+        engine = served.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        statuses: list[int] = []
+
+        def post(num_prompts: int) -> None:
+            body = {"model": "tiny", "prompt": ["a"] * num_prompts, "max_tokens": 1}
+            statuses.append(httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).status_code)
+
+        threads = [threading.Thread(target=post, args=(count,)) for count in (1000, 3, 1)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        os.kill(engine, signal.SIGKILL)
+        for thread in threads:
+            thread.join(timeout=20)
+        assert statuses == [503] * 3
+        engine = 0
+        end = time.monotonic() + 20
+        while not engine:
+            assert time.monotonic() < end
+            if httpx.get(f"{served.url}/health").status_code == 200:
+                engine = served.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=30) == 0
+        assert not Path(f"/proc/{engine}").exists()
+
+
 def test_ctrl_c_while_it_loads() -> None:
     with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -148,6 +203,9 @@ def test_ctrl_c_while_it_loads() -> None:
         (["--max-n", "0"], "max_n must be a positive number, got 0"),
         (["--ssl-certfile", "a.pem"], "--ssl-certfile and --ssl-keyfile go together"),
         (["--api-key-file", "missing"], "--api-key-file missing: "),
+        (["--api-key", ""], "api_key must not be empty"),
+        (["--port", "99999"], "--host 127.0.0.1 --port 99999: "),
+        (["--uds", "/no/such/folder/socket"], "--uds /no/such/folder/socket: "),
     ],
 )
 def test_what_is_wrong_is_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,12 +68,14 @@ def serve(
         tool_call_parser=tool_call_parser,
         limits=Limits(**limits),
     )
-    listen: dict[str, Any] = {"uds": str(uds)} if uds else {"host": host, "port": port}
     tls = {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile} if ssl_certfile else {}
-    options = {**listen, **tls, "root_path": root_path, "timeout_graceful_shutdown": shutdown_timeout}
+    options = {**tls, "root_path": root_path, "timeout_graceful_shutdown": shutdown_timeout}
     if bool(ssl_certfile) != bool(ssl_keyfile):
         raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both")
-    code = asyncio.run(_serve(EngineConfig.from_settings(model=model, **engine), settings, options))
+    config = EngineConfig.from_settings(model=model, **engine)
+    # Before a large model is loaded, because the address may be taken.
+    with _listen_on(uds) if uds else _listen_at(host, port) as listener:
+        code = asyncio.run(_serve(config, settings, listener, options))
     if code:
         raise typer.Exit(code)
 
@@ -87,7 +92,38 @@ def _keys_of(path: Path | None) -> list[str]:
     return keys
 
 
-async def _serve(config: EngineConfig, settings: ServerSettings, options: dict[str, Any]) -> int:
+@contextmanager
+def _listen_at(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--host {host} --port {port}: {error}; choose another port, 0 takes a free one") from None
+    with listener:
+        yield listener
+
+
+@contextmanager
+def _listen_on(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket that only this user can connect to, gone at the end."""
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        raise ConfigError(f"--uds {path}: {error}; if no server uses it any more, remove the file") from None
+    finally:
+        os.umask(before)
+    try:
+        with listener:
+            yield listener
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _serve(
+    config: EngineConfig, settings: ServerSettings, listener: socket.socket, options: dict[str, Any]
+) -> int:
     """Returns the exit code."""
     from nybble.engine.client import EngineClient
     from nybble.server.app import create_app
@@ -111,14 +147,15 @@ async def _serve(config: EngineConfig, settings: ServerSettings, options: dict[s
         client.on_step = metrics.stepped
         app = create_app(client, tokenizer, RequestBuilder(tokenizer, ready.default_sampling), settings, metrics)
         server = _server(app, options)
-        serving = asyncio.create_task(server.serve())
+        address = _address(listener, options)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         if not server.started:
             return 1  # uvicorn has said why
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in ready.phase_seconds.items())
         print(
-            f"Serving {name} on {_address(server, options)}: {ready.num_kv_tokens:,} KV tokens, ready after "
+            f"Serving {name} on {address}: {ready.num_kv_tokens:,} KV tokens, ready after "
             f"{time.perf_counter() - begin:.1f} s ({phases})",
             file=sys.stderr,
             flush=True,
@@ -167,9 +204,9 @@ def _server(app: FastAPI, options: dict[str, Any]) -> uvicorn.Server:
     return Server(uvicorn.Config(app, log_level="warning", access_log=False, **options))
 
 
-def _address(server: uvicorn.Server, options: dict[str, Any]) -> str:
-    if "uds" in options:
-        return f"unix:{options['uds']}"
+def _address(listener: socket.socket, options: dict[str, Any]) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     scheme = "https" if "ssl_certfile" in options else "http"
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{options['root_path']}"

@@ -7,11 +7,11 @@ know: HTTP, tokenizers, how anything is computed.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import msgspec
@@ -112,14 +112,13 @@ class EngineClient:
             raise RequestError(f"request_id {request_id!r} is in use", parameter="request_id")
         stream = self._streams[request_id] = _Stream(num_open=request.params.n)
         try:
-            await self._socket.send(messages.encode(messages.Submit(request)))
+            self._send(messages.Submit(request))
             while stream.num_open:
                 yield await stream.take()
         finally:
             if self._streams.get(request_id) is stream:
                 del self._streams[request_id]
-                if self._socket is not None:
-                    await self._socket.send(messages.encode(messages.Abort(request_id)))
+                self._send(messages.Abort(request_id))
 
     @property
     def num_open(self) -> int:
@@ -132,13 +131,18 @@ class EngineClient:
         if self._supervisor is None:
             return
         if self._socket is not None:
-            await self._socket.send(messages.encode(messages.Close()))
+            self._send(messages.Close())
         else:
             self._supervisor.cancel()  # it is building, or waiting for its next try
         done, _ = await asyncio.wait([self._supervisor], timeout=timeout)
         if not done:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
+
+    def _send(self, message: messages.ToEngine) -> None:
+        """Without waiting: the socket's queue has no end, and whoever waited would hang where the process does."""
+        if self._socket is not None:
+            self._socket.send(messages.encode(message))
 
     async def _supervise(self, first_start: asyncio.Future[messages.Ready], dead: asyncio.Future[str]) -> None:
         failures_in_a_row = 0
@@ -151,6 +155,9 @@ class EngineClient:
                     first_start.set_exception(error)
                     return
                 reason = str(error)
+            except Exception as error:  # no descriptors, no processes, no room: the next try may find some
+                logger.exception("an engine process could not be started or read")
+                reason = f"{type(error).__name__}: {error}"
             if self._is_closing:
                 return
             self.num_deaths += 1
@@ -167,37 +174,37 @@ class EngineClient:
 
     async def _serve_once(self, first_start: asyncio.Future[messages.Ready]) -> str:
         """Run one process from start to end. Returns why it ended."""
-        folder = tempfile.mkdtemp(prefix="nybble-")  # only this user can enter it
-        address = f"ipc://{folder}/engine"
-        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.bind(address)
-        process = await asyncio.create_subprocess_exec(*self._command, address, stdin=asyncio.subprocess.PIPE)
-        assert process.stdin is not None
-        self.process_id = process.pid
-        ended = asyncio.create_task(process.wait())
-        try:
-            process.stdin.write(msgspec.json.encode(asdict(self._config)) + b"\n")
-            await process.stdin.drain()
-            reason = await self._receive(socket, ended, first_start)
-            if reason is None:
-                status = await ended
-                reason = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
-            return reason
-        except (ConnectionError, BrokenPipeError):
-            return f"exit status {await ended}"
-        finally:
-            self._socket = self.ready = self.process_id = None
-            self._fail_all(EngineDeadError("the engine was stopped" if self._is_closing else "the engine process died"))
-            process.stdin.close()  # it leaves by itself on that, if it still can
-            if not ended.done():
-                await asyncio.wait([ended], timeout=1.0)
-            if not ended.done():
-                process.kill()
-            await asyncio.wait([ended])
-            socket.close()
-            shutil.rmtree(folder, ignore_errors=True)
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nybble-", ignore_cleanup_errors=True))
+            address = f"ipc://{folder}/engine"  # only this user can enter the folder
+            socket = stack.enter_context(zmq.asyncio.Context.instance().socket(zmq.PAIR))
+            for option, value in ((zmq.LINGER, 0), (zmq.RCVHWM, 0), (zmq.SNDHWM, 0)):
+                socket.setsockopt(option, value)
+            socket.bind(address)
+            process = await asyncio.create_subprocess_exec(*self._command, address, stdin=asyncio.subprocess.PIPE)
+            assert process.stdin is not None
+            self.process_id = process.pid
+            ended = asyncio.create_task(process.wait())
+            try:
+                process.stdin.write(msgspec.json.encode(asdict(self._config)) + b"\n")
+                await process.stdin.drain()
+                reason = await self._receive(socket, ended, first_start)
+                if reason is None:
+                    status = await ended
+                    reason = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
+                return reason
+            except (ConnectionError, BrokenPipeError):
+                return f"exit status {await ended}"
+            finally:
+                self._socket = self.ready = self.process_id = None
+                what = "the engine was stopped" if self._is_closing else "the engine process died"
+                self._fail_all(EngineDeadError(what))
+                process.stdin.close()  # it leaves by itself on that, if it still can
+                if not ended.done():
+                    await asyncio.wait([ended], timeout=1.0)
+                if not ended.done():
+                    process.kill()
+                await asyncio.wait([ended])
 
     async def _receive(
         self, socket: zmq.asyncio.Socket, ended: asyncio.Task[int], first_start: asyncio.Future[messages.Ready]

@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from nybble.core.batch import BAD_LOGITS, NO_TOKEN, PendingStep, Runner
 from nybble.core.config import ResolvedConfig
@@ -69,6 +70,8 @@ class Engine:
         # A config.json may name ids that no row of logits has: they are never sampled, and could be of any size.
         self._eos_token_ids = frozenset(token_id for token_id in eos_token_ids if token_id < vocab_size)
         self._clock = clock
+        # Prompts that come together bring the same words.
+        self._encode_bad_words = lru_cache(maxsize=64)(self._encoded)
         self._limits = RequestLimits(
             vocab_size=vocab_size,
             max_model_len=config.max_model_len,
@@ -197,7 +200,11 @@ class Engine:
                 raise RequestError(f"{name} needs a tokenizer, and this engine has none", parameter=name)
         if not params.bad_words or self._tokenizer is None:
             return []
-        words = encode_bad_words(self._tokenizer, params.bad_words)
+        return self._encode_bad_words(tuple(params.bad_words))
+
+    def _encoded(self, bad_words: tuple[str, ...]) -> list[list[int]]:
+        assert self._tokenizer is not None
+        words = encode_bad_words(self._tokenizer, bad_words)
         for word in words:
             self._limits.check_in_vocabulary("bad_words", word)
         return words

@@ -55,5 +55,8 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if not all(key and key == key.strip() for key in self.api_keys):
+            # `--api-key "$KEY"` with KEY unset must not let everyone in.
+            raise ConfigError("api_key must not be empty nor begin or end with blanks")
         if self.tool_call_parser is not None and self.tool_call_parser not in FORMATS:
             raise ConfigError(f"tool_call_parser must be one of {', '.join(FORMATS)}, got {self.tool_call_parser!r}")

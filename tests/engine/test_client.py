@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -171,6 +172,21 @@ def test_a_process_that_dies_at_its_start_says_so() -> None:
         with pytest.raises(EngineDeadError, match="exit status 7"):
             await client.start()
         await client.close()
+
+    run(main())
+
+
+def test_a_socket_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("a" * 120)  # an ipc address has 107 characters at most
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+    async def main() -> None:
+        client = EngineClient(CONFIG)
+        with pytest.raises(EngineDeadError, match="at its start: ZMQError"):
+            await client.start()
+        await client.close()
+        assert not list(folder.iterdir())
 
     run(main())
 
