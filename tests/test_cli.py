@@ -246,6 +246,7 @@ def test_ctrl_c_keeps_what_is_done_and_shows_no_traceback(tmp_path: Path) -> Non
     assert outputs[-1]["outputs"][0]["finish_reason"] == "abort"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.35, 0.45, 0.6, 0.9])
 def test_ctrl_c_at_the_start_shows_no_traceback(delay: float) -> None:
     """Several of them, for one that comes while the process ends must not show either."""
@@ -271,6 +272,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 # chat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -290,6 +292,7 @@ def test_closed_streams(command: str, code: int) -> None:
     assert "tokens/s" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_a_character() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run([*NYBBLE, "demo"], capture_output=True, env=environment, timeout=60)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 from support.fake_engine import FakeEngine
 from support.server import make_app, on_port, run, tiny_tokenizer, until
 
@@ -90,6 +91,7 @@ def test_one_connection_serves_many_requests() -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_large_bodies_and_many_that_wait_do_not_stall_the_loop() -> None:
     async def main() -> None:
         engine = fake()
