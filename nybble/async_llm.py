@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from nybble.build import Built, StartupReport, build
 from nybble.core.config import EngineConfig, ResolvedConfig
+from nybble.core.delta_stream import DeltaStream
 from nybble.core.errors import EngineDeadError
 from nybble.core.log import logger
 from nybble.core.outputs import RequestOutput, SequenceDelta
@@ -48,7 +49,7 @@ class AsyncLLM:
     def __init__(self, model: str, **config: Any) -> None:
         self._settings = EngineConfig.from_settings(model=model, **config)
         self._commands: SimpleQueue[Command | None] = SimpleQueue()  # None: close
-        self._streams: dict[str, _Stream] = {}  # the engine thread's; open requests
+        self._streams: dict[str, DeltaStream] = {}  # the engine thread's; open requests
         self._built: Future[Built] = Future()
         self._built.set_running_or_notify_cancel()  # else whoever gives up waiting would cancel it for all
         self._lock = threading.Lock()  # of the next two
@@ -158,7 +159,7 @@ class AsyncLLM:
         A reader that is slower than the engine gets several steps' deltas at once; nothing waits for it.
         """
         await self.start()
-        stream = _Stream(asyncio.get_running_loop(), num_open=request.params.n)
+        stream = DeltaStream(request.params.n)
         self._send(partial(self._admit, stream, request))
         try:
             while stream.num_open:
@@ -240,7 +241,7 @@ class AsyncLLM:
                 return False
             command(engine)
 
-    def _admit(self, stream: _Stream, request: Request, engine: Engine) -> None:
+    def _admit(self, stream: DeltaStream, request: Request, engine: Engine) -> None:
         try:
             engine.add(request)
         except Exception as error:  # whatever it is, it concerns this request alone
@@ -248,13 +249,13 @@ class AsyncLLM:
         else:
             self._streams[request.request_id] = stream
 
-    def _abandon(self, stream: _Stream, request_id: str, engine: Engine) -> None:
+    def _abandon(self, stream: DeltaStream, request_id: str, engine: Engine) -> None:
         """Nobody reads this stream any more. Its id may be another's, where the engine refused it to this one."""
         if self._streams.get(request_id) is stream:
             engine.abort(request_id)
 
     def _deliver(self, deltas: list[SequenceDelta]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, SequenceDelta]]] = defaultdict(list)
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[DeltaStream, SequenceDelta]]] = defaultdict(list)
         for delta in deltas:
             stream = self._streams[delta.request_id]
             by_loop[stream.loop].append((stream, delta))
@@ -289,39 +290,7 @@ class AsyncLLM:
                 _call(stream.loop, partial(stream.fail, dead))
 
 
-class _Stream:
-    """One request's deltas on their way to the event loop that reads them. Its methods run there."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, num_open: int) -> None:
-        self.loop = loop
-        self.num_open = num_open  # completions whose last delta was not taken yet
-        self.num_to_come = num_open  # completions whose last delta was not sent yet; the engine thread's
-        self._deltas: list[SequenceDelta] = []
-        self._error: Exception | None = None
-        self._news = asyncio.Event()
-
-    def give(self, delta: SequenceDelta) -> None:
-        self._deltas.append(delta)
-        self._news.set()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self._news.set()
-
-    async def take(self) -> list[SequenceDelta]:
-        """What has come since the last call; waits for at least one delta. After them raises what `fail` got."""
-        while not self._deltas and self._error is None:
-            self._news.clear()
-            await self._news.wait()
-        deltas, self._deltas = self._deltas, []
-        if not deltas and self._error is not None:
-            self.num_open = 0  # nothing is left to abort
-            raise self._error
-        self.num_open -= sum(delta.finish_reason is not None for delta in deltas)
-        return deltas
-
-
-def _give(pairs: list[tuple[_Stream, SequenceDelta]]) -> None:
+def _give(pairs: list[tuple[DeltaStream, SequenceDelta]]) -> None:
     for stream, delta in pairs:
         stream.give(delta)
 

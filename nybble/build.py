@@ -103,8 +103,7 @@ def build(config: EngineConfig) -> Built:
         runner,
         resolved,
         tokenizer=tokenizer,
-        # A chat model may name the end of its turns in tokenizer_config.json only.
-        eos_token_ids={*checkpoint.eos_token_ids, *_ids(tokenizer and tokenizer.eos_token_id)},
+        eos_token_ids=_end_ids(checkpoint, tokenizer),
         vocab_size=checkpoint.facts().vocab_size,
     )
     return Built(engine, resolved, checkpoint, tokenizer, report)
@@ -128,8 +127,12 @@ def find_hardware(config: EngineConfig) -> HardwareFacts:
     return HardwareFacts(device="cuda", supports_bfloat16=torch.cuda.get_device_capability() >= (8, 0))
 
 
-def _ids(token_id: int | None) -> list[int]:
-    return [] if token_id is None else [token_id]
+def _end_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> set[int]:
+    """What ends a text. A chat model may name the end of its turns in tokenizer_config.json only."""
+    ids = set(checkpoint.eos_token_ids)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return ids
 
 
 def _make_runner(model: CausalLM, config: ResolvedConfig, num_blocks: int) -> ModelRunner:

@@ -1,6 +1,6 @@
-"""Flags that are written once, elsewhere: every field of `EngineConfig` and `SamplingParams` is one.
+"""Flags that are written once, elsewhere: every field of `EngineConfig`, `SamplingParams` and `Limits` is one.
 
-A command asks for them by parameters named `engine` and `sampling`, and gets dicts of those that were given.
+A command asks for them by parameters named as in `GROUPS`, and gets dicts of those that were given.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ GROUPS = {"engine": engine_flags, "sampling": sampling_flags, "limits": limit_fl
 
 
 def with_flags(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace a command's parameters `engine` and `sampling` by the flags they stand for, except those named."""
+    """Replace a command's parameters named in `GROUPS` by the flags they stand for, except those in `without`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters

@@ -61,8 +61,6 @@ def serve(
     from nybble.server.settings import Limits, ServerSettings
 
     settings = ServerSettings(
-        host=host,
-        port=port,
         api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
         served_model_name=served_model_name,
         tool_call_parser=tool_call_parser,

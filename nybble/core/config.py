@@ -1,8 +1,8 @@
 """Settings, written once: `EngineConfig` is what the user asked, `ResolvedConfig` what the engine runs with.
 
 A None in `EngineConfig` means "choose for me". `resolve` fills every one from the model and the device, checks what
-belongs together, and returns a frozen value. Facts that are measured later (how many KV blocks
-fit) are return values of whoever measures them, never edits of a config. CLI flags are generated from the fields here.
+belongs together, and returns a frozen value. Facts that are measured later (how many KV blocks fit) are return values
+of whoever measures them, never edits of a config. CLI flags are generated from the fields here.
 """
 
 from __future__ import annotations

@@ -20,24 +20,12 @@ import zmq.asyncio
 
 from nybble.core import errors, messages
 from nybble.core.config import EngineConfig
+from nybble.core.delta_stream import DeltaStream
 from nybble.core.errors import EngineDeadError, NybbleError, RequestError
 from nybble.core.log import logger
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.core.stats import EngineStats
-
-IDLE = EngineStats(
-    num_running=0,
-    num_waiting=0,
-    num_kv_blocks_used=0,
-    num_kv_blocks=0,
-    num_steps=0,
-    num_preemptions=0,
-    num_prompt_tokens=0,
-    num_generated_tokens=0,
-    num_prefix_query_tokens=0,
-    num_prefix_hit_tokens=0,
-)
 
 
 class EngineClient:
@@ -66,13 +54,12 @@ class EngineClient:
         self._backoff_seconds = backoff_seconds
         self._steady_seconds = steady_seconds
         self._command = command
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, DeltaStream] = {}
         self._socket: zmq.asyncio.Socket | None = None  # while the engine serves
         self._supervisor: asyncio.Task[None] | None = None
-        self._first_start: asyncio.Future[messages.Ready] | None = None
         self._is_closing = False
         self.ready: messages.Ready | None = None
-        self.stats = IDLE
+        self.stats = EngineStats()
         self.process_id: int | None = None
         self.num_deaths = 0
         self.on_step: Callable[[messages.Stepped], None] | None = None  # for metrics
@@ -92,9 +79,9 @@ class EngineClient:
         """
         loop = asyncio.get_running_loop()
         self.dead = loop.create_future()
-        self._first_start = loop.create_future()
-        self._supervisor = asyncio.create_task(self._supervise(self._first_start, self.dead))
-        return await self._first_start
+        first_start: asyncio.Future[messages.Ready] = loop.create_future()
+        self._supervisor = asyncio.create_task(self._supervise(first_start, self.dead))
+        return await first_start
 
     async def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]:
         """Serve one request and yield its deltas as they come. Closing the generator aborts the request.
@@ -110,7 +97,7 @@ class EngineClient:
             raise EngineDeadError("no engine is serving at the moment")
         if request_id in self._streams:
             raise RequestError(f"request_id {request_id!r} is in use", parameter="request_id")
-        stream = self._streams[request_id] = _Stream(num_open=request.params.n)
+        stream = self._streams[request_id] = DeltaStream(request.params.n)
         try:
             self._send(messages.Submit(request))
             while stream.num_open:
@@ -240,6 +227,7 @@ class EngineClient:
             if stream is None:
                 continue  # nobody reads it any more
             stream.give(delta)
+            stream.num_to_come -= delta.finish_reason is not None
             if not stream.num_to_come:
                 del self._streams[delta.request_id]
         if self.on_step is not None and step.seconds:
@@ -249,38 +237,6 @@ class EngineClient:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)
-
-
-class _Stream:
-    """One request's deltas that were not read yet."""
-
-    def __init__(self, num_open: int) -> None:
-        self.num_open = num_open  # completions whose last delta was not taken yet
-        self.num_to_come = num_open  # completions whose last delta has not come yet
-        self._deltas: list[SequenceDelta] = []
-        self._error: NybbleError | None = None
-        self._news = asyncio.Event()
-
-    def give(self, delta: SequenceDelta) -> None:
-        self._deltas.append(delta)
-        self.num_to_come -= delta.finish_reason is not None
-        self._news.set()
-
-    def fail(self, error: NybbleError) -> None:
-        self._error = error
-        self._news.set()
-
-    async def take(self) -> list[SequenceDelta]:
-        """What has come since the last call; waits for at least one delta. After them raises what `fail` got."""
-        while not self._deltas and self._error is None:
-            self._news.clear()
-            await self._news.wait()
-        deltas, self._deltas = self._deltas, []
-        if not deltas and self._error is not None:
-            self.num_open = 0
-            raise self._error
-        self.num_open -= sum(delta.finish_reason is not None for delta in deltas)
-        return deltas
 
 
 def _error_of(failure: messages.StartFailed) -> NybbleError:

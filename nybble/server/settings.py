@@ -47,8 +47,6 @@ class ServerSettings:
         tool_call_parser: the format of the model's tool calls; None goes by its chat template.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
     api_keys: tuple[str, ...] = ()
     served_model_name: str | None = None
     tool_call_parser: str | None = None
