@@ -53,23 +53,15 @@ class PromptLine:
         """The request for a model. `raw` sends a prompt without the chat template."""
         options = {name: self.fields[name] for name in REQUEST_FIELDS if name in self.fields}
         options.setdefault("request_id", str(self.index))
-        if "prompt_token_ids" in self.fields:
-            return self._built(builder.from_prompt, builder, "prompt_token_ids", sampling, options)
+        (name,) = (name for name in PROMPT_FIELDS if name in self.fields)  # `check` has seen that it is one
         has_template = builder.tokenizer is not None and builder.tokenizer.chat_template is not None
-        if "messages" in self.fields:
-            return self._built(builder.from_chat, builder, "messages", sampling, options)
-        make = builder.from_chat if has_template and not raw else builder.from_prompt
-        return self._built(make, builder, "prompt", sampling, options)
-
-    def _built(
-        self, make: Any, builder: RequestBuilder, name: str, sampling: dict[str, Any], options: dict[str, Any]
-    ) -> Request:
+        is_chat = name == "messages" or (name == "prompt" and has_template and not raw)
+        make = builder.from_chat if is_chat else builder.from_prompt
         params = self._params(builder.default_params, {"max_tokens": DEFAULT_MAX_TOKENS} | sampling)
         try:
-            request: Request = make(self.fields[name], params, **options)
+            return make(self.fields[name], params, **options)
         except RequestError as error:
             raise self._error(str(error)) from None
-        return request
 
     def _params(self, make: Callable[..., SamplingParams], sampling: dict[str, Any]) -> SamplingParams:
         own = {name: value for name, value in self.fields.items() if name in SamplingParams.__struct_fields__}

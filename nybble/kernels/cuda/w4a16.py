@@ -33,8 +33,6 @@ DEQUANTIZE = Path(__file__).parent / "dequantize.cu"
 UNIT_K = 128
 MAX_TOKENS = 32  # of one launch
 SLICED_TOKENS = 64  # up to here two launches beat a 16-bit copy of the weight
-
-
 ROW_TILES = 2  # 16 rows each, in a unit
 ROWS = 16 * ROW_TILES
 
