@@ -36,6 +36,10 @@ PACKAGES = (
     "typer",
     "rich",
     "msgspec",
+    "pyzmq",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
 )
 
 
