@@ -18,11 +18,21 @@ from typing import Any
 
 import torch
 
-from nybble.kernels import attention, dense_linear, int4_gated, int4_linear, kv_write, rms_norm, rotary, silu_mul
+from nybble.kernels import (
+    attention,
+    dense_linear,
+    int4_gated,
+    int4_linear,
+    int4_qkv,
+    kv_write,
+    rms_norm,
+    rotary,
+    silu_mul,
+)
 from nybble.kernels.int4_weight import Int4Weight
 from nybble.kernels.op import Impl, Spec
 
-MODULES = (attention, dense_linear, int4_gated, int4_linear, kv_write, rms_norm, rotary, silu_mul)
+MODULES = (attention, dense_linear, int4_gated, int4_linear, int4_qkv, kv_write, rms_norm, rotary, silu_mul)
 OPS = {module.OP.name: module.OP for module in MODULES}
 
 # Largest ‖result − reference‖ / ‖reference‖.
@@ -38,14 +48,19 @@ def measure(op_name: str, impl_name: str, case: Any, dtype: torch.dtype, device:
     impl = next(impl for impl in op.all_impls if impl.name == impl_name)
     arguments = case.arguments(device, dtype, torch.Generator(device).manual_seed(seed))
     exact = {name: to_float64(value) for name, value in arguments.items()}
-    if impl.prepare is not None:
-        arguments["weight"] = impl.prepare(arguments["weight"])
+    prepare(impl, case, arguments)
     with poisoned_memory():
         result = impl.launch(*arguments.values())
     expected = op.reference.launch(*exact.values())
     pairs = [*zip(as_tuple(result), as_tuple(expected), strict=True)]
     pairs += [(arguments[name], exact[name]) for name in arguments]
     return max(relative_error(a, b) for a, b in pairs if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor))
+
+
+def prepare(impl: Impl, case: Any, arguments: dict[str, Any]) -> None:
+    """Lay out the weight among the arguments, if there is one, for `impl`."""
+    if impl.prepare is not None:
+        arguments["weight"] = impl.prepare(arguments["weight"], **getattr(case, "layout", {}))
 
 
 def to_float64(value: Any) -> Any:
@@ -86,7 +101,7 @@ def poisoned_memory() -> Iterator[None]:
 
 def supported(op_name: str, case: Any, dtype: torch.dtype, device: torch.device) -> list[Impl]:
     """The implementations, besides the reference, that take this case here."""
-    sizes = {name: value for name, value in vars(case).items() if isinstance(value, int)}
+    sizes = {name: value for name, value in vars(case).items() if isinstance(value, int)} | getattr(case, "layout", {})
     spec = Spec(device=device, dtype=dtype, sizes=sizes)
     return [impl for impl in OPS[op_name].impls if impl.supports(spec) is None]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nybble.kernels import int4_linear, silu_mul
-from nybble.kernels.cuda import w4a16
+from nybble.kernels.cuda import packed, w4a16, w4a16_wgmma
 from nybble.kernels.int4_weight import Int4Weight
 from nybble.kernels.op import Cost, Impl, Op, always
 
@@ -60,12 +60,15 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(linear.bytes - elements * dtype.itemsize, linear.flops + 6 * elements)
 
 
-CUDA = Impl(name="cuda", supports=w4a16.supports, prepare=w4a16.prepare_gated, launch=w4a16.launch_gated)
+WGMMA = Impl(
+    name="wgmma", supports=w4a16_wgmma.supports, prepare=w4a16_wgmma.prepare_gated, launch=w4a16_wgmma.launch_gated
+)
+MMA = Impl(name="mma", supports=packed.supports, prepare=w4a16.prepare_gated, launch=w4a16.launch_gated)
 
 OP = Op(
     name="int4_gated",
     reference=Impl(name="reference", supports=always, prepare=lambda weight: weight, launch=reference),
-    impls=(CUDA,),
+    impls=(WGMMA, MMA),
     cases=cases,
     cost=cost,
 )

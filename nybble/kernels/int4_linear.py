@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from nybble.kernels import triton
 from nybble.kernels.cpu import int4_linear as cpu
-from nybble.kernels.cuda import w4a16
+from nybble.kernels.cuda import packed, w4a16, w4a16_wgmma
 from nybble.kernels.int4_weight import Int4Weight, random_int4_weight
 from nybble.kernels.op import Cost, Impl, Op, Spec, always
 
@@ -105,14 +105,15 @@ TRITON = Impl(
     launch=triton.deferred("int4_linear"),
 )
 
-CUDA = Impl(name="cuda", supports=w4a16.supports, prepare=w4a16.prepare, launch=w4a16.launch)
+WGMMA = Impl(name="wgmma", supports=w4a16_wgmma.supports, prepare=w4a16_wgmma.prepare, launch=w4a16_wgmma.launch)
+MMA = Impl(name="mma", supports=packed.supports, prepare=w4a16.prepare, launch=w4a16.launch)
 C = Impl(name="c", supports=cpu.c_why_not, prepare=cpu.c_prepare, launch=cpu.c_launch)
 TORCH = Impl(name="torch", supports=cpu.torch_why_not, prepare=cpu.torch_prepare, launch=cpu.torch_launch)
 
 OP = Op(
     name="int4_linear",
     reference=Impl(name="reference", supports=always, prepare=lambda weight: weight, launch=reference),
-    impls=(CUDA, TRITON, C, TORCH),
+    impls=(WGMMA, MMA, TRITON, C, TORCH),
     cases=cases,
     cost=cost,
 )

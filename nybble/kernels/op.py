@@ -22,6 +22,7 @@ OPERATIONS = (
     "dense_linear",
     "int4_gated",
     "int4_linear",
+    "int4_qkv",
     "kv_write",
     "rms_norm",
     "rotary",

@@ -1,4 +1,4 @@
-"""`PagedAttention`: writes a step's keys and values to the cache, then attends to what each sequence has there."""
+"""`PagedAttention`: writes a step's keys and values to the cache, and attends to what each sequence has there."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class PagedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer = layer
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5
         self.sliding_window = sliding_window
         self._write = target.bind(kv_write.OP, num_kv_heads=num_kv_heads, head_dim=head_dim).launch
@@ -37,14 +38,15 @@ class PagedAttention(nn.Module):
             attention.OP, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
         ).launch
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        """q [T, heads, D], k and v [T, kv_heads, D] → [T, heads · D]."""
-        key_cache, value_cache = ctx.kv_caches[self.layer]
-        self._write(k, v, key_cache, value_cache, ctx.slot_mapping)
+    def write(self, k: torch.Tensor, v: torch.Tensor, ctx: ForwardContext) -> None:
+        """Put k and v [T, kv_heads, D] into the cache."""
+        self._write(k, v, *ctx.kv_caches[self.layer], ctx.slot_mapping)
+
+    def forward(self, q: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        """q [T, heads, D] → [T, heads · D]; keys and values of the step must be in the cache."""
         out = self._attend(
             q,
-            key_cache,
-            value_cache,
+            *ctx.kv_caches[self.layer],
             ctx.block_tables,
             ctx.seq_lens,
             ctx.query_start,

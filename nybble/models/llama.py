@@ -8,6 +8,7 @@ from torch import nn
 from nybble.layers.attention import PagedAttention
 from nybble.layers.context import ForwardContext
 from nybble.layers.linear import Linear
+from nybble.layers.qkv import RotaryQKV
 from nybble.layers.rotary import RotaryEmbedding
 from nybble.layers.target import Target
 from nybble.models.config import DecoderConfig, HfConfig, flag, read_decoder
@@ -19,12 +20,6 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, target: Target, config: DecoderConfig, layer: int, rotary: RotaryEmbedding) -> None:
         super().__init__()
-        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-        q, k, v = (heads * config.head_dim for heads in self.heads)
-        qkv = {"q_proj": q, "k_proj": k, "v_proj": v}
-        self.qkv_proj = Linear(target, config.hidden_size, qkv, bias=config.qkv_bias)
-        self.o_proj = Linear(target, q, {"o_proj": config.hidden_size}, bias=config.output_bias)
-        self.rotary = rotary
         self.attention = PagedAttention(
             target,
             layer=layer,
@@ -33,11 +28,13 @@ class LlamaAttention(nn.Module):
             head_dim=config.head_dim,
             sliding_window=config.sliding_windows[layer],
         )
+        self.qkv_proj = RotaryQKV(target, config.hidden_size, self.attention, rotary, bias=config.qkv_bias)
+        self.o_proj = Linear(
+            target, config.num_heads * config.head_dim, {"o_proj": config.hidden_size}, bias=config.output_bias
+        )
 
     def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        q, k, v = self.qkv_proj(x).unflatten(-1, (sum(self.heads), -1)).split(self.heads, dim=1)  # [T, heads, D]
-        self.rotary(q, k, ctx.positions)
-        return self.o_proj(self.attention(q, k, v, ctx))
+        return self.o_proj(self.attention(self.qkv_proj(x, ctx), ctx))
 
 
 class LlamaForCausalLM(CausalLM):

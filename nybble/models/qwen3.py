@@ -41,7 +41,8 @@ class Qwen3Attention(nn.Module):
         q, k, v = self.qkv_proj(x).unflatten(-1, (sum(self.heads), -1)).split(self.heads, dim=1)  # [T, heads, D]
         q, k = self.q_norm.heads(q), self.k_norm.heads(k)
         self.rotary(q, k, ctx.positions)
-        return self.o_proj(self.attention(q, k, v, ctx))
+        self.attention.write(k, v, ctx)
+        return self.o_proj(self.attention(q, ctx))
 
 
 class Qwen3ForCausalLM(CausalLM):

@@ -15,7 +15,7 @@ import torch
 
 from nybble.core.errors import ConfigError
 from nybble.kernels import int4_linear, triton
-from nybble.kernels.check import OPS, TOLERANCE, measure, relative_error, supported
+from nybble.kernels.check import OPS, TOLERANCE, measure, prepare, relative_error, supported
 from nybble.kernels.op import Spec, bind
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -73,8 +73,7 @@ def test_repeats_bit_for_bit_and_in_a_graph(name, case):
     """Twice the same bits, and the same again from a captured graph: no atomics, no reads on the host."""
     for impl in supported(name, case, torch.float16, CUDA):
         arguments = case.arguments(CUDA, torch.float16, torch.Generator(CUDA).manual_seed(3))
-        if impl.prepare is not None:
-            arguments["weight"] = impl.prepare(arguments["weight"])
+        prepare(impl, case, arguments)
         results = [impl.launch(*arguments.values()) for _ in range(2)]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -3,7 +3,7 @@
 //
 // A warp takes one unit at a time: its lanes read the codes 16 bytes each, as w4a16 does, and write 16 bytes (8 k) a row.
 //
-// Compile-time: BF16, GROUP, GATED (tiles hold gate and up rows).
+// Compile-time: BF16, GROUP, PAIRED (rows g and g + 8 of sixteen are `half` apart in the weight).
 #include "ptx.cuh"
 
 constexpr int kRowTiles = 2, kRows = 16 * kRowTiles;
@@ -14,7 +14,7 @@ constexpr int kUnitBytes = kCodeBytes + kScaleBytes + kZeroBytes;
 struct Arguments {
     const byte* weight;  // [row tiles, units of K] of kUnitBytes
     float16* out;        // [out_features, in_features]
-    int out_features, in_features;
+    int out_features, in_features, half;
 };
 
 __device__ __forceinline__ unsigned pair_of(float low, float high) {
@@ -42,13 +42,12 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(const Arguments arg
             for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
                 for (int upper = 0; upper < 2; ++upper) {
-#if GATED
-                    const int feature = tile * kRows / 2 + r * 8 + g, row = upper * (args.out_features / 2) + feature;
-                    if (feature >= args.out_features / 2) continue;
+#if PAIRED
+                    const int row = paired_row(tile * kRowTiles + r, upper * 8 + g, args.half);
 #else
                     const int row = tile * kRows + r * 16 + upper * 8 + g;
-                    if (row >= args.out_features) continue;
 #endif
+                    if (row < 0 || row >= args.out_features) continue;
                     const unsigned both = ((const unsigned*)scales)[r];
                     const float scale = upper ? high_half(both) : low_half(both);
                     const int zero = zeros[r] >> (4 * upper) & 15;

@@ -184,14 +184,15 @@ def kernel(path: Path, name: str, defines: Defines, device: torch.device) -> Ker
     torch.cuda.synchronize(device)  # makes sure that torch has its context
     library = check(driver.cuLibraryLoadData(cubin, None, None, 0, None, None, 0), name)
     handle = check(driver.cuLibraryGetKernel(library, name.encode()), name)
-    attributes = driver.CUfunction_attribute
-    shared_limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    attributes, ordinal = driver.CUfunction_attribute, driver.CUdevice(device.index or 0)
+    fixed = check(driver.cuKernelGetAttribute(attributes.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle, ordinal), name)
+    shared_limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin - fixed
     for attribute, value in (
         (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_limit),
         # Kernels share a multiprocessor only if they split its memory between L1 and shared memory alike.
         (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
     ):
-        check(driver.cuKernelSetAttribute(attribute, value, handle, driver.CUdevice(device.index or 0)), name)
+        check(driver.cuKernelSetAttribute(attribute, value, handle, ordinal), name)
     return Kernel(name, driver.CUfunction(int(handle)), library)
 
 

@@ -43,6 +43,12 @@ __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsig
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Where `paired` of packed.py took row `within` of sixteen from; -1: it is filling.
+__device__ __forceinline__ int paired_row(int sixteenth, int within, int half) {
+    const int eights = (half + 7) / 8, row = sixteenth % eights * 8 + within % 8;
+    return row < half ? (sixteenth / eights * 2 + within / 8) * half + row : -1;
+}
+
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return unsigned(__cvta_generic_to_shared(pointer));
 }

@@ -1,4 +1,4 @@
-"""The CUDA implementation of int4_linear: `w4a16.cu` for few tokens, its weight layout and its division of work.
+"""int4_linear and int4_gated by mma.sync, sm_80 and newer: `w4a16.cu` for few tokens, its layout and division of work.
 
 A weight becomes units of 32 rows × 128 k, [row tiles, units of K], each one contiguous chunk of bytes:
 
@@ -23,14 +23,14 @@ import torch
 
 from nybble.kernels import triton
 from nybble.kernels.cuda import nvrtc
+from nybble.kernels.cuda import packed as packing
+from nybble.kernels.cuda.packed import UNIT_K, Packed, filled
 from nybble.kernels.int4_weight import Int4Weight
-from nybble.kernels.op import Spec
 
 silu_mul = triton.deferred("silu_mul")
 
 SOURCE = Path(__file__).parent / "w4a16.cu"
 DEQUANTIZE = Path(__file__).parent / "dequantize.cu"
-UNIT_K = 128
 MAX_TOKENS = 32  # of one launch
 SLICED_TOKENS = 64  # up to here two launches beat a 16-bit copy of the weight
 ROW_TILES = 2  # 16 rows each, in a unit
@@ -52,32 +52,10 @@ def tuning_for(tokens: int) -> Tuning:
     return Tuning(warps=16, slots=2) if tokens <= 16 else Tuning(warps=8, slots=3)
 
 
-def unit_bytes(group_size: int) -> int:
-    groups = UNIT_K // group_size
-    return ROWS * UNIT_K // 2 + groups * ROWS * 2 + groups * ROWS // 2
-
-
-@dataclass(frozen=True)
-class Packed:
-    units: torch.Tensor  # uint8 [row tiles, units of K, bytes of a unit]
-    arrivals: torch.Tensor  # int32 [row tiles]: blocks that delivered their part of a tile; zero between launches
-    in_features: int
-    out_features: int
-    group_size: int
-    is_gated: bool = False
-
-    @property
-    def result_features(self) -> int:
-        return self.out_features // 2 if self.is_gated else self.out_features
-
-
 def prepare(weight: Int4Weight) -> Packed:
     """Lay out `weight`, on its device, as the kernel reads it."""
     groups = UNIT_K // weight.group_size
     tiles, units = -(-weight.out_features // ROWS), -(-weight.in_features // UNIT_K)
-
-    def filled(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
-        return torch.nn.functional.pad(tensor, (0, shape[1] - tensor.shape[1], 0, shape[0] - tensor.shape[0]))
 
     codes = filled(weight.codes(), tiles * ROWS, units * UNIT_K)
     # Dimensions: tile, row tile, upper half, g, unit, chunk, t, step, and k0 + 2·d + e.
@@ -99,21 +77,9 @@ def prepare(weight: Int4Weight) -> Packed:
 
 def prepare_gated(weight: Int4Weight) -> Packed:
     """The same for the weight of `int4_gated`."""
-    size = weight.out_features // 2
-    eights = -(-size // (ROWS // 2)) * (ROWS // 2) // 8  # of gate rows, filled up to whole tiles
-
-    def interleaved(tensor: torch.Tensor) -> torch.Tensor:  # [2 · size, …] → [eights, gate or up, 8, …]
-        halves = tensor.view(2, size, -1)
-        halves = torch.nn.functional.pad(halves, (0, 0, 0, 8 * eights - size))
-        return halves.view(2, eights, 8, -1).transpose(0, 1).reshape(16 * eights, -1)
-
-    rows = Int4Weight(
-        interleaved(weight.qweight),
-        interleaved(weight.scales.T).T.contiguous(),
-        interleaved(weight.zeros.T).T.contiguous(),
-        weight.group_size,
-    )
-    return replace(prepare(rows), out_features=weight.out_features, is_gated=True)
+    half = weight.out_features // 2
+    rows = packing.paired(weight, half)
+    return replace(prepare(rows), out_features=weight.out_features, is_gated=True, half=half)
 
 
 @dataclass(frozen=True)
@@ -134,7 +100,7 @@ def plan(tokens: int, tiles: int, units: int, group_size: int, blocks: int, shar
         shared_limit: bytes of shared memory that a block may have.
     """
     token_tiles = -(-tokens // 8)
-    ring_bytes = tuning.warps * tuning.slots * (unit_bytes(group_size) + 8) + 8
+    ring_bytes = tuning.warps * tuning.slots * (packing.unit_bytes(ROWS, group_size) + 8) + 8
     best: tuple[int, Plan] | None = None
     for slices in range(1, min(blocks, units) + 1):
         width = -(-units // slices)
@@ -168,7 +134,7 @@ def launch(x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.
     """
     tokens = x.shape[0]
     if tokens > SLICED_TOKENS:
-        return torch.nn.functional.linear(x, dequantize(packed, x.dtype), bias)
+        return torch.nn.functional.linear(x, packing.dequantize(DEQUANTIZE, packed, x.dtype), bias)
     y = x.new_empty(tokens, packed.result_features)
     for first in range(0, tokens, MAX_TOKENS):
         multiply_few(x[first : first + MAX_TOKENS], packed, bias, y[first : first + MAX_TOKENS])
@@ -196,12 +162,8 @@ def multiply_few(
     Args:
         overlap: start while the kernel before still runs (programmatic dependent launch); results are the same.
     """
+    packing.check_operands(x, packed, MAX_TOKENS)
     tokens = x.shape[0]
-    assert 1 <= tokens <= MAX_TOKENS, tokens
-    assert x.shape[1] == packed.in_features, (x.shape, packed.in_features)
-    assert x.stride(1) == 1, x.stride()
-    assert x.stride(0) % 8 == 0 or tokens == 1, x.stride()
-    assert x.data_ptr() % 16 == 0, x.data_ptr()
     tuning = tuning or tuning_for(tokens)
     tiles, units, _ = packed.units.shape
     device = torch.cuda.get_device_properties(x.device)
@@ -241,48 +203,3 @@ def multiply_few(
         arguments=arguments,
         overlap=overlap,
     )
-
-
-class DequantizeArguments(ctypes.Structure):
-    """`struct Arguments` of dequantize.cu."""
-
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        *((name, ctypes.c_int) for name in ("out_features", "in_features")),
-    )
-
-
-def dequantize(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [N, K] in 16 bit, as `Int4Weight.dequantize` gave it before it was packed."""
-    out = torch.empty(packed.out_features, packed.in_features, dtype=dtype, device=packed.units.device)
-    arguments = DequantizeArguments(
-        weight=packed.units.data_ptr(),
-        out=out.data_ptr(),
-        out_features=packed.out_features,
-        in_features=packed.in_features,
-    )
-    defines = (
-        ("BF16", int(dtype == torch.bfloat16)),
-        ("GROUP", packed.group_size),
-        ("GATED", int(packed.is_gated)),
-    )
-    kernel = nvrtc.kernel(DEQUANTIZE, "dequantize", defines, out.device)
-    blocks = 8 * torch.cuda.get_device_properties(out.device).multi_processor_count
-    kernel.launch(grid=blocks, threads=256, shared_bytes=0, arguments=arguments)
-    return out
-
-
-def supports(spec: Spec) -> str | None:
-    """None where the kernels run, else why not."""
-    if spec.device.type != "cuda":
-        return "CUDA kernels run on CUDA GPUs"
-    if spec.capability < (8, 0):
-        return f"needs compute capability 8.0, this GPU has {spec.capability[0]}.{spec.capability[1]}"
-    if spec.dtype not in (torch.float16, torch.bfloat16):
-        return f"computes in fp16 or bf16, not {spec.dtype}"
-    if spec.sizes["group_size"] not in (32, 64, 128):
-        return f"groups must be 32, 64 or 128, not {spec.sizes['group_size']}"
-    if spec.sizes["in_features"] % 8:
-        return f"in_features must be a multiple of 8, not {spec.sizes['in_features']}"
-    return nvrtc.why_not()

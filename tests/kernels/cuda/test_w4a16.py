@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nybble.kernels.cuda import w4a16
+from nybble.kernels.cuda import packed, w4a16
 from nybble.kernels.int4_linear import MODEL_SHAPES
 from nybble.kernels.int4_weight import Int4Weight, random_int4_weight
 from nybble.kernels.op import Spec
@@ -74,7 +74,7 @@ def test_the_division_covers_every_unit_once_and_fits(gpu: str, tokens: int) -> 
     processors, limit = GPUS[gpu]
     shapes = {*itertools.chain(*MODEL_SHAPES.values()), (128, 64), (160, 264), (384, 72)}
     for in_features, out_features in shapes:
-        tiles, units = ceil_div(out_features, w4a16.ROWS), ceil_div(in_features, w4a16.UNIT_K)
+        tiles, units = ceil_div(out_features, w4a16.ROWS), ceil_div(in_features, packed.UNIT_K)
         work = w4a16.plan(tokens, tiles, units, 128, processors, limit, w4a16.tuning_for(tokens))
         assert work.shared_bytes <= limit
         blocks = processors // work.slices
@@ -96,7 +96,7 @@ def test_the_division_covers_every_unit_once_and_fits(gpu: str, tokens: int) -> 
 
 def test_it_refuses_in_words() -> None:
     sizes = {"group_size": 128, "in_features": 128}
-    reason = w4a16.supports(Spec(device=torch.device("cpu"), dtype=torch.float16, sizes=sizes))
+    reason = packed.supports(Spec(device=torch.device("cpu"), dtype=torch.float16, sizes=sizes))
     assert reason == "CUDA kernels run on CUDA GPUs"
 
 
