@@ -18,12 +18,12 @@ UNIT_K = 128
 @dataclass(frozen=True)
 class Packed:
     units: torch.Tensor  # uint8 [row units, units of K, bytes of a unit]
-    arrivals: torch.Tensor  # int32: blocks that delivered their part of some rows; zero between launches
     in_features: int
     out_features: int
     group_size: int
     is_gated: bool = False
     half: int = 0  # rows that belong together are so far apart; 0: rows are in their own order, see `paired`
+    arrivals: torch.Tensor | None = None  # int32, for w4a16.cu
 
     @property
     def result_features(self) -> int:

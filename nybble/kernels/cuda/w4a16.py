@@ -70,9 +70,10 @@ def prepare(weight: Int4Weight) -> Packed:
     scales = by_row(weight.scales).contiguous().view(torch.uint8).reshape(tiles, units, -1)
     zeros = by_row(weight.zeros)
     zeros = (zeros[..., 0] | zeros[..., 1] << 4).reshape(tiles, units, -1)
+    # Blocks that delivered their part of a tile; zero between launches.
     arrivals = torch.zeros(tiles, dtype=torch.int32, device=codes.device)
     packed = torch.cat((codes, scales, zeros), dim=2)
-    return Packed(packed, arrivals, weight.in_features, weight.out_features, weight.group_size)
+    return Packed(packed, weight.in_features, weight.out_features, weight.group_size, arrivals=arrivals)
 
 
 def prepare_gated(weight: Int4Weight) -> Packed:
@@ -163,6 +164,7 @@ def multiply_few(
         overlap: start while the kernel before still runs (programmatic dependent launch); results are the same.
     """
     packing.check_operands(x, packed, MAX_TOKENS)
+    assert packed.arrivals is not None
     tokens = x.shape[0]
     tuning = tuning or tuning_for(tokens)
     tiles, units, _ = packed.units.shape

@@ -6,8 +6,8 @@
 // even runs (stream-K). One more warp feeds them: it fills a ring of slots with a step's units and its columns of x. Weights
 // do not depend on the kernel before, so the ring fills with them before that has ended.
 //
-// Who adds up. A warp's rows are nobody else's in its block. Where blocks share a tile each leaves its part in `partial`,
-// and the last to arrive adds all parts in the order of K, so results repeat bit for bit.
+// Who adds up. A warp's rows are nobody else's in its block. Where blocks share a tile, the one that opened it waits for the
+// others' parts and adds them in the order of K, so results repeat bit for bit.
 //
 // Numbers. OR-ing the bits of a code q into those of 1024 gives 1024 + q (bf16: 128 + q), and subtracting 1024 + z leaves
 // q - z, exactly. FOLD 0: products are summed in fp32 over the group of 128, then scaled in fp32. FOLD 1 (small groups; many
@@ -40,11 +40,10 @@ struct Arguments {
     const byte* weight;           // [row units, units of K] of kUnitBytes
     const float16* bias;          // [out_features] or null
     float16* y;                   // [tokens, out_features], GATED: [tokens, out_features / 2]
-    float* partial;               // [tiles, max_parts, kTileRows * kTokens]
-    unsigned* arrivals;           // [16 rows each], zero between launches
+    float* partial;               // [blocks, kTileRows * kTokens], all missing between launches unless kFlagged
+    unsigned* flags;              // [blocks, kTileRows / 16], all 0 between launches
     int tokens, out_features, row_units, units_k;
     int quota, extra;             // steps of a block; the first `extra` blocks take one more
-    int max_parts;
     int half;                     // GATED: gates; ROTATED: half of a head
     Rotation rotation;
 };
@@ -284,44 +283,83 @@ __device__ __forceinline__ void store_result(const Arguments& args, const float 
 #endif
 }
 
-// A warp's sums over this block's part of 16 rows of a tile are ready. If other blocks have parts too, the last to come adds
-// them up. `index`: which 16 rows of the tile.
-__device__ __forceinline__ void contribute(const Arguments& args, float (&out)[kSums], int part, int parts, int tile,
-                                           int index, int lane) {
-    if (parts > 1) {
-        constexpr int kPart = kTileRows * kTokens / 4;  // float4s
-        float4* first = (float4*)args.partial + (long long)tile * args.max_parts * kPart + index * kTokenTiles * 32 + lane;
-        const bool used = 2 * (lane % 4) < args.tokens;
+// What stands in place of a part that is not there yet: a NaN that no arithmetic makes.
+constexpr unsigned kMissing = 0xffffffff;
+// Few sums are waited for one by one: a part is then its own flag. Many are waited for by a flag for all of a warp.
+constexpr bool kFlagged = kTokenTiles > 2;
+
+__device__ __forceinline__ float4 load_part(const float4* at) {
+    float4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ void store_part(float4* at, float x, float y, float z, float w) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+}
+__device__ __forceinline__ bool is_missing(float4 v) {
+    return __float_as_uint(v.x) == kMissing || __float_as_uint(v.y) == kMissing || __float_as_uint(v.z) == kMissing ||
+           __float_as_uint(v.w) == kMissing;
+}
+__device__ __forceinline__ void raise(unsigned* flag) {
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+__device__ __forceinline__ void await_and_lower(unsigned* flag) {
+    unsigned raised = 0;
+    while (!raised) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+    *flag = 0;
+}
+__device__ __forceinline__ void add(float (&out)[kSums], int tile, float4 value) {
+    out[4 * tile] += value.x, out[4 * tile + 1] += value.y, out[4 * tile + 2] += value.z, out[4 * tile + 3] += value.w;
+}
+
+// A warp's sums over this block's part of 16 rows of a tile are ready. The block that opened the tile adds the others'
+// parts, from block mine + 1 to `last`, and stores the result; the others leave theirs. `index`: which 16 rows of the tile.
+__device__ __forceinline__ void contribute(const Arguments& args, float (&out)[kSums], bool opened, int mine, int last,
+                                           int tile, int index, int lane) {
+    constexpr int kPart = kTileRows * kTokens / 4, kStrips = kTileRows / 16;  // a part: float4s
+    float4* parts = (float4*)args.partial + index * kTokenTiles * 32 + lane;
+    unsigned* flags = args.flags + index;
+    const bool used = 2 * (lane % 4) < args.tokens;  // other lanes hold no token's sums
+    if (!opened) {
         if (used)
 #pragma unroll
-            for (int j = 0; j < kTokenTiles; ++j) __stcg(first + part * kPart + j * 32, *(float4*)&out[4 * j]);
-        __syncwarp();
-        unsigned arrived = 0, *arrivals = args.arrivals + tile * (kTileRows / 16) + index;
+            for (int j = 0; j < kTokenTiles; ++j)
+                store_part(parts + mine * kPart + j * 32, out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3]);
+        if (kFlagged) {
+            __syncwarp();
+            if (lane == 0) raise(flags + mine * kStrips);
+        }
+        return;
+    }
+    if (kFlagged) {
         if (lane == 0)
-            asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(arrived) : "l"(arrivals) : "memory");
-        if (__shfl_sync(kFullWarp, arrived, 0) != parts - 1) return;
-        if (lane == 0) *arrivals = 0;
+            for (int block = mine + 1; block <= last; ++block) await_and_lower(flags + block * kStrips);
+        __syncwarp();
+        for (int block = mine + 1; block <= last; ++block)
 #pragma unroll
-        for (int i = 0; i < kSums; ++i) out[i] = 0.f;
-        constexpr int kBatch = kTokenTiles <= 2 ? 8 / kTokenTiles : 1;  // parts in flight
-        if (used)
-            for (int base = 0; base < parts; base += kBatch) {
-                float4 values[kBatch][kTokenTiles];
+            for (int j = 0; j < kTokenTiles; ++j) add(out, j, __ldcg(parts + block * kPart + j * 32));
+    } else if (used) {
+        constexpr int kBatch = kTokenTiles < 8 ? 8 / kTokenTiles : 1;  // parts in flight
+        const float missing = __uint_as_float(kMissing);
+        for (int base = mine + 1; base <= last; base += kBatch) {
+            float4 values[kBatch][kTokenTiles];
 #pragma unroll
-                for (int p = 0; p < kBatch; ++p)
+            for (int p = 0; p < kBatch; ++p)
 #pragma unroll
-                    for (int j = 0; j < kTokenTiles; ++j)
-                        values[p][j] = base + p < parts ? __ldcg(first + (base + p) * kPart + j * 32)
-                                                        : make_float4(0.f, 0.f, 0.f, 0.f);
+                for (int j = 0; j < kTokenTiles; ++j)
+                    if (base + p <= last) values[p][j] = load_part(parts + (base + p) * kPart + j * 32);
 #pragma unroll
-                for (int p = 0; p < kBatch; ++p)
+            for (int p = 0; p < kBatch; ++p)
 #pragma unroll
-                    for (int j = 0; j < kTokenTiles; ++j) {
-                        const float4 value = values[p][j];
-                        out[4 * j] += value.x, out[4 * j + 1] += value.y;
-                        out[4 * j + 2] += value.z, out[4 * j + 3] += value.w;
-                    }
-            }
+                for (int j = 0; j < kTokenTiles; ++j) {
+                    if (base + p > last) continue;
+                    float4* at = parts + (base + p) * kPart + j * 32;
+                    while (is_missing(values[p][j])) values[p][j] = load_part(at);
+                    store_part(at, missing, missing, missing, missing);  // for the next launch
+                    add(out, j, values[p][j]);
+                }
+        }
     }
     store_result(args, out, tile * kTileRows + index * 16, lane);
 }
@@ -332,7 +370,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16(const __grid_con
     const int lane = threadIdx.x % 32;
     const int units_k = args.units_k;
     const Deal deal{args.quota, args.extra};
-    const int begin = deal.begin(blockIdx.x), end = deal.begin(blockIdx.x + 1);
+    // Blocks wait only for parts of blocks that were started before them.
+    const int mine = gridDim.x - 1 - blockIdx.x, begin = deal.begin(mine), end = deal.begin(mine + 1);
 
     if (threadIdx.x == kConsumers) {
         for (int i = 0; i < kSlots; ++i) {
@@ -407,10 +446,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16(const __grid_con
         for (int i = 0; i < kSums; ++i) out[0][i] += (i % 4 < 2 ? lower : upper) * sum[0][i];
 #endif
         if (++k < units_k && step + 1 < end) continue;
-        const int first = deal.owner(tile * units_k), last = deal.owner((tile + 1) * units_k - 1);
+        const bool opened = begin <= tile * units_k;
+        const int last = deal.owner((tile + 1) * units_k - 1);
 #pragma unroll
         for (int u = 0; u < kUnits; ++u)
-            contribute(args, out[u], blockIdx.x - first, last - first + 1, tile, (warpgroup * kUnits + u) * 4 + warp, lane);
+            contribute(args, out[u], opened, mine, last, tile, (warpgroup * kUnits + u) * 4 + warp, lane);
 #pragma unroll
         for (int i = 0; i < kUnits * kSums; ++i) (&out[0][0])[i] = 0.f;
         ++tile, k = 0;

@@ -15,6 +15,7 @@ gate rows and the eight up rows that belong to them in each 16: a lane then hold
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ SOURCE = Path(__file__).parent / "w4a16_wgmma.cu"
 DEQUANTIZE = Path(__file__).parent / "dequantize_wgmma.cu"
 UNIT_ROWS = 64
 MAX_TOKENS = 128  # of one launch
-SLICED_TOKENS = 512  # up to here several launches beat a 16-bit copy of the weight
+SLICED_TOKENS = 256  # up to here several launches beat a 16-bit copy of the weight
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def tuning_for(tokens: int) -> Tuning:
     if tokens <= 8:
         return Tuning(token_tiles=1, fold=False, warpgroups=3, units=1, slots=6)
     if tokens <= 16:
-        return Tuning(token_tiles=2, fold=False, warpgroups=3, units=1, slots=6)
+        return Tuning(token_tiles=2, fold=False, warpgroups=2, units=1, slots=8)
     if tokens <= 32:
-        return Tuning(token_tiles=4, fold=False, warpgroups=4, units=1, slots=4)
+        return Tuning(token_tiles=4, fold=False, warpgroups=3, units=1, slots=5)
     if tokens <= 64:
         return Tuning(token_tiles=8, fold=True, warpgroups=3, units=1, slots=4)
     return Tuning(token_tiles=16, fold=True, warpgroups=2, units=1, slots=4)
@@ -85,10 +86,8 @@ def prepare(weight: Int4Weight) -> Packed:
     scales = by_row(weight.scales).contiguous().view(torch.uint8).reshape(tiles, units, -1)
     zeros = by_row(weight.zeros)
     zeros = (zeros[..., 0] | zeros[..., 1] << 4).reshape(tiles, units, -1)
-    # A block's tile may be of several units; every 16 rows of it have their own counter.
-    arrivals = torch.zeros(4 * (tiles + 8), dtype=torch.int32, device=codes.device)
     packed = torch.cat((codes, scales, zeros), dim=2)
-    return Packed(packed, arrivals, weight.in_features, weight.out_features, weight.group_size)
+    return Packed(packed, weight.in_features, weight.out_features, weight.group_size)
 
 
 def prepare_gated(weight: Int4Weight) -> Packed:
@@ -184,15 +183,37 @@ class Plan:
     blocks: int
     quota: int
     extra: int
-    max_parts: int  # most blocks that share a tile
 
 
+@functools.cache
 def plan(row_units: int, units: int, processors: int, tuning: Tuning) -> Plan:
     """Deal the steps, `units` of each tile, evenly to one block a multiprocessor."""
     tiles = -(-row_units // tuning.row_units)
     blocks = min(processors, tiles * units)
     quota, extra = divmod(tiles * units, blocks)
-    return Plan(tiles, blocks, quota, extra, max_parts=(units - 2) // quota + 2 if units > 1 else 1)
+    return Plan(tiles, blocks, quota, extra)
+
+
+class Scratch:
+    """Where the blocks of a launch leave their parts of a tile; all empty between launches.
+
+    Launches on one stream follow each other, so they share it; a graph keeps the one of the stream it was captured on,
+    where it is also to be replayed. One for parts that are their own flags, one for flagged ones.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        blocks = torch.cuda.get_device_properties(device).multi_processor_count
+
+        def empty(sums: int) -> torch.Tensor:
+            return torch.full((blocks, sums), -1, dtype=torch.int32, device=device)
+
+        self.few, self.many = empty(256 * 16), empty(256 * 64)  # rows of a tile × tokens, at most
+        self.flags = torch.zeros(blocks, 64, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def scratch(device: torch.device, stream: int) -> Scratch:
+    return Scratch(device)
 
 
 class Rotation(ctypes.Structure):
@@ -209,27 +230,30 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         ("x_map", ctypes.c_byte * 128),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "y", "partial", "arrivals")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "y", "partial", "flags")),
         *((name, ctypes.c_int) for name in ("tokens", "out_features", "row_units", "units_k")),
-        *((name, ctypes.c_int) for name in ("quota", "extra", "max_parts", "half")),
+        *((name, ctypes.c_int) for name in ("quota", "extra", "half")),
         ("rotation", Rotation),
     )
 
 
-def tensor_map(x: torch.Tensor, width: int) -> ctypes.Array[ctypes.c_byte]:
-    """How the copy engine finds x [M, K]: boxes of `width` tokens × 64 k, zeros outside."""
+@functools.lru_cache(maxsize=4096)
+def tensor_map(address: int, tokens: int, features: int, row: int, is_bf16: bool, width: int) -> bytes:
+    """How the copy engine finds x [tokens, features], rows `row` elements apart: boxes of `width` tokens × 64 k.
+
+    Outside of x it finds zeros. Cached: a model's buffers come back at the same addresses.
+    """
     from cuda.bindings import driver
 
     ints, longs = driver.cuuint32_t, driver.cuuint64_t
     types = driver.CUtensorMapDataType
-    is_bf16 = x.dtype == torch.bfloat16
     encoded = nvrtc.check(
         driver.cuTensorMapEncodeTiled(
             types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if is_bf16 else types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             2,
-            x.data_ptr(),
-            [longs(x.shape[1]), longs(x.shape[0])],
-            [longs(2 * x.stride(0))],
+            address,
+            [longs(features), longs(tokens)],
+            [longs(2 * row)],
             [ints(64), ints(width)],
             [ints(1), ints(1)],
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -239,7 +263,7 @@ def tensor_map(x: torch.Tensor, width: int) -> ctypes.Array[ctypes.c_byte]:
         ),
         "tensor map",
     )
-    return (ctypes.c_byte * 128).from_buffer_copy(ctypes.string_at(encoded.getPtr(), 128))
+    return ctypes.string_at(encoded.getPtr(), 128)
 
 
 def multiply(
@@ -263,25 +287,27 @@ def multiply(
     tokens = x.shape[0]
     tuning = tuning or tuning_for(tokens)
     row_units, units, _ = packed.units.shape
+    assert tuning.row_units * UNIT_ROWS * 8 * tuning.token_tiles <= 256 * (16 if tuning.token_tiles <= 2 else 64), (
+        tuning
+    )
     work = plan(row_units, units, torch.cuda.get_device_properties(x.device).multi_processor_count, tuning)
     width = 8 * tuning.token_tiles
-    # Only the parts of tiles that blocks share are ever touched.
-    partial_shape = (work.tiles, work.max_parts, tuning.row_units * UNIT_ROWS * width)
-    partial = torch.empty(partial_shape, dtype=torch.float32, device=x.device)
+    parts = scratch(x.device, torch.cuda.current_stream(x.device).cuda_stream)
     arguments = Arguments(
-        x_map=tensor_map(x, width),
+        x_map=(ctypes.c_byte * 128).from_buffer_copy(
+            tensor_map(x.data_ptr(), tokens, x.shape[1], x.stride(0), x.dtype == torch.bfloat16, width)
+        ),
         weight=packed.units.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         y=y.data_ptr(),
-        partial=partial.data_ptr(),
-        arrivals=packed.arrivals.data_ptr(),
+        partial=(parts.few if tuning.token_tiles <= 2 else parts.many).data_ptr(),
+        flags=parts.flags.data_ptr(),
         tokens=tokens,
         out_features=packed.out_features,
         row_units=row_units,
         units_k=units,
         quota=work.quota,
         extra=work.extra,
-        max_parts=work.max_parts,
         half=packed.half,
         rotation=rotation or Rotation(),
     )

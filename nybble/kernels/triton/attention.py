@@ -277,8 +277,8 @@ def processors(device: torch.device) -> int:
 
 
 def count_splits(rows: int, kv_heads: int, max_keys: int, block_n: int, device: torch.device) -> int:
-    """Enough decode programs for about two on each multiprocessor, none with less than two tiles of keys."""
-    wanted = triton.cdiv(2 * processors(device), rows * kv_heads)
+    """As many decode programs as run at once, two on a multiprocessor, but none with less than two tiles of keys."""
+    wanted = 2 * processors(device) // (rows * kv_heads)
     return max(1, min(wanted, max_keys // (2 * block_n), 64))
 
 
