@@ -58,7 +58,7 @@ class Tuning:
 def tuning_for(tokens: int) -> Tuning:
     """What was fastest over the linears of Qwen2.5-32B (docs/log.md, 2026-11-26)."""
     if tokens <= 8:
-        return Tuning(token_tiles=1, fold=False, warpgroups=3, units=1, slots=6)
+        return Tuning(token_tiles=1, fold=False, warpgroups=2, units=1, slots=9)
     if tokens <= 16:
         return Tuning(token_tiles=2, fold=False, warpgroups=2, units=1, slots=8)
     if tokens <= 32:
