@@ -15,17 +15,17 @@
 //
 // Compile-time: BF16, GROUP, GATED (rows g and g + 8 of 16 are a gate and its up row, y = silu(gate) * up), ROTATED (they are the
 // halves of a head that rotary embedding mixes: queries go to y, keys and values to the cache), TOKEN_TILES (of 8 tokens: 1 2 4
-// 8 16), FOLD, WARPGROUPS, UNITS (of a warpgroup in a step), SLOTS.
+// 8 16), FOLD, WARPGROUPS, SLOTS.
 #include "wgmma.cuh"
 
 constexpr int kWarpgroups = WARPGROUPS, kConsumers = 128 * kWarpgroups, kThreads = kConsumers + 32;
 constexpr int kUnitRows = 64, kUnitK = 128, kGroups = kUnitK / GROUP;
-constexpr int kUnits = UNITS, kStepUnits = kUnits * kWarpgroups, kTileRows = kUnitRows * kStepUnits;
+constexpr int kTileRows = kUnitRows * kWarpgroups;
 constexpr int kCodeBytes = kUnitRows * kUnitK / 2, kScaleBytes = kGroups * kUnitRows * 2, kZeroBytes = kGroups * kUnitRows / 2;
 constexpr int kUnitBytes = kCodeBytes + kScaleBytes + kZeroBytes;
 constexpr int kTokenTiles = TOKEN_TILES, kTokens = 8 * kTokenTiles, kSums = 4 * kTokenTiles;  // kSums: a lane's, of a unit
 constexpr int kSlots = SLOTS, kXBytes = kTokens * kUnitK * 2;
-static_assert(FOLD || (GROUP == kUnitK && kUnits == 1), "");
+static_assert(FOLD || GROUP == kUnitK, "");
 
 struct Rotation {
     const long long* positions;  // [tokens]
@@ -50,7 +50,7 @@ struct Arguments {
 
 struct Shared {  // slots of x first: atoms of wgmma's operand are 1024-aligned
     byte x[kSlots][kXBytes];
-    byte units[kSlots][kStepUnits][kUnitBytes];
+    byte units[kSlots][kWarpgroups][kUnitBytes];
     unsigned long long full[kSlots], empty[kSlots];
 };
 
@@ -86,22 +86,22 @@ __device__ __forceinline__ void feed(const Arguments& args, Shared& shared, int 
     const int units_k = args.units_k;
     const long long row_bytes = (long long)units_k * kUnitBytes;
     int tile = begin / units_k, k = begin % units_k, slot = 0, parity = 1;  // the first wait for a slot passes at once
-    const byte* source = args.weight + tile * kStepUnits * row_bytes + (long long)k * kUnitBytes;
+    const byte* source = args.weight + tile * kWarpgroups * row_bytes + (long long)k * kUnitBytes;
     unsigned long long policy;  // weights are read once
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     auto weights = [&] {
-        const int units = min(kStepUnits, args.row_units - tile * kStepUnits);
+        const int units = min(kWarpgroups, args.row_units - tile * kWarpgroups);
         const unsigned full = shared_address(&shared.full[slot]);
         barrier_expect(full, units * kUnitBytes + kXBytes);
 #pragma unroll
-        for (int u = 0; u < kStepUnits; ++u)
+        for (int u = 0; u < kWarpgroups; ++u)
             if (u < units)
                 asm volatile(
                     "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                     ::"r"(shared_address(shared.units[slot][u])), "l"(source + u * row_bytes), "n"(kUnitBytes), "r"(full),
                     "l"(policy) : "memory");
         source += kUnitBytes;
-        if (++k == units_k) k = 0, ++tile, source += (kStepUnits - 1) * row_bytes;
+        if (++k == units_k) k = 0, ++tile, source += (kWarpgroups - 1) * row_bytes;
     };
     int x_k = k * kUnitK;
     auto columns = [&] {
@@ -391,14 +391,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16(const __grid_con
     const int warpgroup = warp_of_block / 4, warp = warp_of_block % 4;
     unsigned magic;  // opaque to the compiler, see pick()
     asm volatile("mov.b32 %0, %1;" : "=r"(magic) : "n"(BF16 ? 0x43004300 : 0x64006400));
-    float out[kUnits][kSums];
+    float out[kSums];
 #pragma unroll
-    for (int i = 0; i < kUnits * kSums; ++i) (&out[0][0])[i] = 0.f;
+    for (int i = 0; i < kSums; ++i) out[i] = 0.f;
     const Bite::Offsets at(warp, lane);
-    const unsigned units = shared_address(shared.units[0][warpgroup * kUnits]), barriers = shared_address(shared.full);
+    const unsigned units = shared_address(shared.units[0][warpgroup]), barriers = shared_address(shared.full);
     int tile = begin / units_k, k = begin % units_k;
     int slot = 0, parity = 0;
-    unsigned a[2][4][4];  // of the bite being multiplied, and of the next
+    unsigned a[2][4][4];  // operands of the two halves of a unit
     Bite bite;
     unsigned scales = 0;
     if (begin < end) {
@@ -409,33 +409,34 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16(const __grid_con
     }
     for (int step = begin; step < end; ++step) {
         const int next_slot = slot + 1 == kSlots ? 0 : slot + 1, next_parity = parity ^ (next_slot == 0);
-        const unsigned unit = units + slot * kStepUnits * kUnitBytes;
+        const unsigned unit = units + slot * kWarpgroups * kUnitBytes;
         // The shuffle tells the compiler that the slot is the same in all lanes: descriptors then stay in uniform registers.
         const unsigned long long x = swizzled_descriptor(shared.x[0]) + __shfl_sync(kFullWarp, slot, 0) * (kXBytes >> 4);
         const unsigned scales_now = scales;
         (void)scales_now;
 #if FOLD
-        float(&sum)[kUnits][kSums] = out;
+        float(&sum)[kSums] = out;
 #else
-        float sum[kUnits][kSums];
+        float sum[kSums];
 #endif
-#pragma unroll
-        for (int b = 0; b < 2 * kUnits; ++b) {
-            if (b + 1 < 2 * kUnits) bite.load(unit + (b + 1) / 2 * kUnitBytes, (b + 1) % 2, at);
+        auto multiply = [&](int half) {
             wgmma_begin();
 #pragma unroll
             for (int s = 0; s < 4; ++s)
-                Wgmma<kTokenTiles>::multiply(sum[b / 2], a[b % 2][s], x + b % 2 * (kXBytes / 2 >> 4) + s * 2, FOLD || b % 2 || s);
+                Wgmma<kTokenTiles>::multiply(sum, a[half][s], x + half * (kXBytes / 2 >> 4) + s * 2, FOLD || half || s);
             wgmma_commit();
-            if (b > 0) wgmma_wait<1>();
-            if (b + 1 < 2 * kUnits) {
-                bite.unpack(a[(b + 1) % 2], magic);
-            } else if (step + 1 < end) {
-                barrier_wait(barriers + next_slot * 8, next_parity);
-                bite.load(units + next_slot * kStepUnits * kUnitBytes, 0, at);
-                scales = bite.scales[0];
-                bite.unpack(a[0], magic);
-            }
+        };
+        // While the tensor cores multiply one half of the unit, the other (then the next unit's first) is unpacked.
+        bite.load(unit, 1, at);
+        multiply(0);
+        bite.unpack(a[1], magic);
+        multiply(1);
+        wgmma_wait<1>();
+        if (step + 1 < end) {
+            barrier_wait(barriers + next_slot * 8, next_parity);
+            bite.load(units + next_slot * kWarpgroups * kUnitBytes, 0, at);
+            scales = bite.scales[0];
+            bite.unpack(a[0], magic);
         }
         wgmma_wait<0>();
         if (lane == 0) barrier_arrive(barriers + (kSlots + slot) * 8);
@@ -443,16 +444,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16(const __grid_con
 #if !FOLD
         const float lower = low_half(scales_now), upper = high_half(scales_now) * (kHigh ? 0.0625f : 1.f);
 #pragma unroll
-        for (int i = 0; i < kSums; ++i) out[0][i] += (i % 4 < 2 ? lower : upper) * sum[0][i];
+        for (int i = 0; i < kSums; ++i) out[i] += (i % 4 < 2 ? lower : upper) * sum[i];
 #endif
         if (++k < units_k && step + 1 < end) continue;
         const bool opened = begin <= tile * units_k;
         const int last = deal.owner((tile + 1) * units_k - 1);
+        contribute(args, out, opened, mine, last, tile, warpgroup * 4 + warp, lane);
 #pragma unroll
-        for (int u = 0; u < kUnits; ++u)
-            contribute(args, out[u], opened, mine, last, tile, (warpgroup * kUnits + u) * 4 + warp, lane);
-#pragma unroll
-        for (int i = 0; i < kUnits * kSums; ++i) (&out[0][0])[i] = 0.f;
+        for (int i = 0; i < kSums; ++i) out[i] = 0.f;
         ++tile, k = 0;
     }
 }

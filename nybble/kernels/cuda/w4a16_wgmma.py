@@ -46,26 +46,20 @@ class Tuning:
     token_tiles: int  # of 8 tokens
     fold: bool
     warpgroups: int
-    units: int  # of a warpgroup in a step
     slots: int
-
-    @property
-    def row_units(self) -> int:
-        """Of a tile."""
-        return self.warpgroups * self.units
 
 
 def tuning_for(tokens: int) -> Tuning:
     """What was fastest over the linears of Qwen2.5-32B (docs/log.md, 2026-11-26)."""
     if tokens <= 8:
-        return Tuning(token_tiles=1, fold=False, warpgroups=2, units=1, slots=9)
+        return Tuning(token_tiles=1, fold=False, warpgroups=2, slots=9)
     if tokens <= 16:
-        return Tuning(token_tiles=2, fold=False, warpgroups=2, units=1, slots=8)
+        return Tuning(token_tiles=2, fold=False, warpgroups=2, slots=8)
     if tokens <= 32:
-        return Tuning(token_tiles=4, fold=False, warpgroups=3, units=1, slots=5)
+        return Tuning(token_tiles=4, fold=False, warpgroups=3, slots=5)
     if tokens <= 64:
-        return Tuning(token_tiles=8, fold=True, warpgroups=3, units=1, slots=4)
-    return Tuning(token_tiles=16, fold=True, warpgroups=2, units=1, slots=4)
+        return Tuning(token_tiles=8, fold=True, warpgroups=3, slots=4)
+    return Tuning(token_tiles=16, fold=True, warpgroups=2, slots=4)
 
 
 def prepare(weight: Int4Weight) -> Packed:
@@ -188,7 +182,7 @@ class Plan:
 @functools.cache
 def plan(row_units: int, units: int, processors: int, tuning: Tuning) -> Plan:
     """Deal the steps, `units` of each tile, evenly to one block a multiprocessor."""
-    tiles = -(-row_units // tuning.row_units)
+    tiles = -(-row_units // tuning.warpgroups)
     blocks = min(processors, tiles * units)
     quota, extra = divmod(tiles * units, blocks)
     return Plan(tiles, blocks, quota, extra)
@@ -287,7 +281,7 @@ def multiply(
     tokens = x.shape[0]
     tuning = tuning or tuning_for(tokens)
     row_units, units, _ = packed.units.shape
-    assert tuning.row_units * UNIT_ROWS * 8 * tuning.token_tiles <= 256 * (16 if tuning.token_tiles <= 2 else 64), (
+    assert tuning.warpgroups * UNIT_ROWS * 8 * tuning.token_tiles <= 256 * (16 if tuning.token_tiles <= 2 else 64), (
         tuning
     )
     work = plan(row_units, units, torch.cuda.get_device_properties(x.device).multi_processor_count, tuning)
@@ -339,7 +333,6 @@ def defines(
         ("TOKEN_TILES", tuning.token_tiles),
         ("FOLD", int(tuning.fold or group_size < UNIT_K)),
         ("WARPGROUPS", tuning.warpgroups),
-        ("UNITS", tuning.units),
         ("SLOTS", tuning.slots),
     )
 
@@ -347,4 +340,4 @@ def defines(
 def shared_bytes(tuning: Tuning, group_size: int) -> int:
     """`sizeof(Shared)` of w4a16_wgmma.cu."""
     x_bytes = 8 * tuning.token_tiles * UNIT_K * 2
-    return tuning.slots * (x_bytes + tuning.row_units * packing.unit_bytes(UNIT_ROWS, group_size) + 16)
+    return tuning.slots * (x_bytes + tuning.warpgroups * packing.unit_bytes(UNIT_ROWS, group_size) + 16)
