@@ -159,7 +159,7 @@ class LLM:
                 for delta in deltas:
                     output = outputs[delta.request_id]
                     output.add(delta)
-                    bar.advance(len(delta.token_ids), is_done=delta.finish_reason is not None and output.finished)
+                    bar.advance(len(delta.token_ids), int(delta.finish_reason is not None and output.finished))
         return list(outputs.values())
 
     def _drop(self, request_ids: set[str]) -> None:
