@@ -38,6 +38,7 @@ class LLM:
         built = build(EngineConfig.from_settings(model=model, **config))
         self.engine = built.engine
         self.config = built.config
+        self.checkpoint = built.checkpoint
         self.report = built.report
         self.tokenizer = built.tokenizer
         self.requests = RequestBuilder(built.tokenizer, built.checkpoint.default_sampling)

@@ -18,15 +18,11 @@ import msgspec
 from nybble.bench.load import Load, Share, ShareResult
 from nybble.bench.target import Target, TargetSettings
 from nybble.bench.workload import Workload, WorkloadSettings
-from nybble.core.errors import NybbleError
+from nybble.core.errors import MeasurementError, NybbleError
 
 NEWS_INTERVAL = 0.2
 START_DELAY = 0.05
 """Seconds from when the last client is ready to the first request."""
-
-
-class ClientError(NybbleError):
-    """A client process failed."""
 
 
 class _Job(msgspec.Struct, tag=True):
@@ -95,7 +91,7 @@ class Clients:
             on_news: called now and then with conversations done and tokens received.
 
         Raises:
-            ClientError: a client process failed.
+            MeasurementError: a client process failed.
         """
         num_used = max(1, min(len(self._pipes), num_conversations, num_streams or num_conversations))
         pipes = self._pipes[:num_used]
@@ -132,9 +128,9 @@ class Clients:
         try:
             message: _Message = msgspec.msgpack.decode(pipe.recv_bytes(), type=_Message)
         except (EOFError, ConnectionResetError):
-            raise ClientError("a client process ended by itself; is there enough memory?") from None
+            raise MeasurementError("a client process ended by itself; is there enough memory?") from None
         if isinstance(message, _Failed):
-            raise ClientError(message.message)
+            raise MeasurementError(message.message)
         return message
 
     def close(self) -> None:

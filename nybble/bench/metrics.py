@@ -123,7 +123,9 @@ def combine(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     spread: dict[str, tuple[float, float]] = {}
     for name, first in repeats[0].items():
         values = [repeat[name] for repeat in repeats if repeat.get(name) is not None]
-        if isinstance(first, bool):
+        if name == "server":
+            point[name] = _combine_server([repeat[name] for repeat in repeats])
+        elif isinstance(first, bool):
             point[name] = all(values)
         elif name in ("failed", "short_outputs"):
             point[name] = sum(values)
@@ -136,3 +138,15 @@ def combine(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             point[name] = values[0] if values else None
     return point | {"spread": spread, "num_repeats": len(repeats)}
+
+
+def _combine_server(repeats: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Peaks are the highest, counts are added up."""
+    combined: dict[str, float] = {}
+    for found in repeats:
+        for name, value in found.items():
+            before = combined.get(name, 0.0)
+            combined[name] = max(before, value) if name.startswith("peak_") else before + value
+    if queries := combined.get("prefix_cache_query_tokens"):
+        combined["prefix_cache_hit_rate"] = combined.get("prefix_cache_hit_tokens", 0.0) / queries
+    return combined

@@ -8,13 +8,9 @@ from typing import NamedTuple
 from nybble.bench.prompt_text import WORDS, WordCost
 from nybble.bench.record import FAILURES, Record
 from nybble.bench.target import Target, TargetSettings
-from nybble.core.errors import ConfigError, NybbleError
+from nybble.core.errors import ConfigError, MeasurementError
 
 NUM_TOKENS = 8
-
-
-class TargetError(NybbleError):
-    """The server does not answer as an OpenAI-compatible server does."""
 
 
 class Probe(NamedTuple):
@@ -30,7 +26,7 @@ async def probe(settings: TargetSettings) -> Probe:
     """Ask twice, with a short and a longer prompt.
 
     Raises:
-        TargetError: an answer failed; says how.
+        MeasurementError: an answer failed; says how.
         ConfigError: it was refused.
     """
     target = Target(settings)
@@ -46,7 +42,7 @@ async def probe(settings: TargetSettings) -> Probe:
             if record.failure == "http":
                 raise ConfigError(f"{settings.base_url} refused a first request with {record.detail}")
             if record.failure:
-                raise TargetError(f"{settings.base_url}: {FAILURES[record.failure]}: {record.detail}")
+                raise MeasurementError(f"{settings.base_url}: {FAILURES[record.failure]}: {record.detail}")
             costs.append((num_words, record.num_input_tokens))
     finally:
         target.close()

@@ -57,6 +57,25 @@ class WordWriter:
         return round(len(text.split()) * self._cost.each) or 1
 
 
+class IdWriter:
+    """Random token ids, for a model without a tokenizer.
+
+    Args:
+        vocab_size: ids are below it.
+    """
+
+    is_exact = True
+
+    def __init__(self, vocab_size: int) -> None:
+        self._ids = range(min(1000, vocab_size // 2), vocab_size)  # the first ones are bytes and signs
+
+    def write(self, draw: random.Random, num_tokens: int) -> list[int]:
+        return draw.choices(self._ids, k=num_tokens)
+
+    def count(self, text: str) -> int:
+        return max(1, len(text) // 4)
+
+
 class TokenWriter:
     """With the tokenizer: words that are one token each, checked and mended by encoding the text.
 

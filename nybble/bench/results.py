@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 
 from nybble.bench.environment import environment
-from nybble.bench.metrics import FORMULAS, combine
+from nybble.bench.metrics import combine
 from nybble.core.errors import ConfigError
 
 SCHEMA = 1
 
 
 class ResultsFile:
-    """Results by point and repeat.
+    """Results by point and repeat. `facts`: what else belongs at the top of the file.
 
     Args:
         path: JSON file; None keeps them in memory.
@@ -30,10 +30,20 @@ class ResultsFile:
         ConfigError: the file cannot be written, or not be resumed.
     """
 
-    def __init__(self, benchmark: str, path: Path | None, settings: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        benchmark: str,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        *,
+        formulas: Mapping[str, str],
+        resume: bool = False,
+    ) -> None:
         self.path = path
         self._head = {"schema": SCHEMA, "benchmark": benchmark, "settings": to_json(settings)}
         self._environment = environment()
+        self._formulas = formulas
+        self.facts: dict[str, Any] = {}
         self._points: dict[str, dict[str, Any]] = {}
         self._repeats: dict[str, list[dict[str, Any]]] = {}
         self.is_complete = False
@@ -88,7 +98,8 @@ class ResultsFile:
             **self._head,
             "complete": self.is_complete,
             "environment": self._environment,
-            "formulas": FORMULAS,
+            "formulas": self._formulas,
+            **to_json(self.facts),
             **top,
             "results": rows,
         }

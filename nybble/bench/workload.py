@@ -56,16 +56,16 @@ class Turn(NamedTuple):
 
 
 class Workload:
-    """Conversations, most of one turn."""
+    """Conversations, most of one turn.
 
-    def __init__(self, settings: WorkloadSettings) -> None:
+    Args:
+        writer: of generated prompts; None: as the settings say.
+    """
+
+    def __init__(self, settings: WorkloadSettings, writer: PromptWriter | None = None) -> None:
         settings.check()
         self.settings = settings
-        self._writer: PromptWriter = (
-            TokenWriter(Path(settings.tokenizer), as_ids=settings.as_ids, num_fixed=round(settings.word_cost.fixed))
-            if settings.tokenizer
-            else WordWriter(settings.word_cost)
-        )
+        self._writer = writer or _writer(settings)
         self.entries: Sequence[Entry] | None = None
         if settings.dataset is not None:
             self.entries = read_dataset(Path(settings.dataset), settings.dataset_kind, self._writer.count)
@@ -117,6 +117,13 @@ class Workload:
                 raise ConfigError(f"{self.settings.dataset} has conversations: give --route chat")
             turns.append(Turn(prompt, num_output or 64))
         return turns
+
+
+def _writer(settings: WorkloadSettings) -> PromptWriter:
+    if settings.tokenizer is None:
+        return WordWriter(settings.word_cost)
+    num_fixed = round(settings.word_cost.fixed)
+    return TokenWriter(Path(settings.tokenizer), as_ids=settings.as_ids, num_fixed=num_fixed)
 
 
 def _joined(prefix: str | list[int], prompt: Prompt) -> Prompt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nybble.commands import bench_serve
+from nybble.commands import bench_latency, bench_serve, bench_startup, bench_throughput
 
 app = typer.Typer(
     help="Measure how fast: a running server, or nybble itself offline.",
@@ -12,3 +12,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command(no_args_is_help=True)(bench_serve.serve)
+app.command(no_args_is_help=True)(bench_latency.latency)
+app.command(no_args_is_help=True)(bench_throughput.throughput)
+app.command(no_args_is_help=True)(bench_startup.startup)

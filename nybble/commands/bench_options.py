@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from nybble.bench.dataset import DatasetKind
+from nybble.bench.synthetic import synthetic_config
 from nybble.bench.target import Route
 from nybble.core.errors import ConfigError
 
@@ -130,6 +132,49 @@ ResumeFlag = Annotated[
 DetailedFlag = Annotated[
     bool, typer.Option("--detailed", help="Keep each request's times in the JSON file.", rich_help_panel=OUTPUT)
 ]
+
+
+OutputFlag = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Results as JSON.", rich_help_panel=OUTPUT, show_default=False)
+]
+CsvFlag = Annotated[
+    Path | None, typer.Option("--csv", help="Results as CSV, too.", rich_help_panel=OUTPUT, show_default=False)
+]
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="Hugging Face id, local directory, or `tiny`.", show_default=False),
+]
+SyntheticFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--synthetic",
+        help="Random weights in a known shape instead of a model: qwen2.5-32b-awq, llama-3-8b-awq …",
+        show_default=False,
+    ),
+]
+
+
+def is_terminal() -> bool:
+    """Whether a bar is wanted."""
+    return sys.stderr.isatty()
+
+
+def check_model(model: str | None, synthetic: str | None) -> None:
+    if (model is None) == (synthetic is None):
+        raise ConfigError("give a MODEL, or --synthetic with the name of a shape")
+    if synthetic is not None:
+        synthetic_config(synthetic)
+
+
+def check_repeats(repeats: int) -> None:
+    if repeats < 1:
+        raise ConfigError("--repeats must be at least 1")
+
+
+def fail(message: str) -> NoReturn:
+    """Exit code 1."""
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(1)
 
 
 def parse_counts(flag: str, text: str) -> list[int]:

@@ -6,14 +6,13 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import last_line, make_console, show_formulas, show_rows, warn
+from nybble.commands.bench_tables import SERVE_FIELDS, last_line, make_console, show_formulas, show_rows, warn
 from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,14 +95,8 @@ def serve(
         ),
     ] = False,
     timeout: flags.TimeoutFlag = 600.0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Results as JSON.", rich_help_panel=flags.OUTPUT, show_default=False),
-    ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option("--csv", help="Results as CSV, too.", rich_help_panel=flags.OUTPUT, show_default=False),
-    ] = None,
+    output: flags.OutputFlag = None,
+    csv: flags.CsvFlag = None,
     detailed: flags.DetailedFlag = False,
     resume: flags.ResumeFlag = False,
 ) -> None:
@@ -181,7 +174,7 @@ def serve(
         "workload": workload,
         "plan": msgspec.structs.replace(plan, num_repeats=0),  # more repeats may be added to a file
     }
-    results = ResultsFile("serve", output, settings, resume=resume)
+    results = ResultsFile("serve", output, settings, formulas=FORMULAS, resume=resume)
     results.write()  # a path that cannot be written shows now
     probed = asyncio.run(probe(target))
     for note in probed.notes:
@@ -190,7 +183,7 @@ def serve(
     console = make_console()
     expected = [] if sweep else points
     total = sum(point.num_prompts * max(0, repeats - results.num_repeats(point.label)) for point in expected)
-    with Progress(total or 1, sys.stderr.isatty()) as bar:
+    with Progress(total or 1, flags.is_terminal()) as bar:
         run = ServeRun(target, workload, plan, results, trace=trace, warn=warn, on_news=_Teller(bar))
         rows = list(run.measure(_swept(points[0], results) if sweep else points))
     results.is_complete = not run.failures
@@ -204,7 +197,7 @@ def serve(
         print(f"error: {failure}", file=sys.stderr)
     if run.failures and output is not None:
         print(f"error: what was measured is in {output}; --resume goes on with it", file=sys.stderr)
-    last_line(results.document(), output=None if output is None else str(output), failures=run.failures)
+    last_line(results.document(), SERVE_FIELDS, output=None if output is None else str(output), failures=run.failures)
     if run.failures:
         raise typer.Exit(1)
 

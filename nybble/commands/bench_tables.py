@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from nybble.llm import LLM
+
 LATENCIES = (("ttft", 1), ("tpot", 2), ("itl", 2), ("e2el", 0))
 """… and digits after the point, in ms."""
-LAST_LINE = (
-    "label",
+SERVE_FIELDS = (
     "num_prompts",
     "max_concurrency",
     "request_rate",
@@ -66,11 +68,16 @@ def show_formulas(formulas: Mapping[str, str], console: Console) -> None:
         console.print(f"[dim]{name}: {text}[/]", highlight=False, soft_wrap=True)
 
 
-def last_line(document: Mapping[str, Any], **more: Any) -> None:
-    """The summary for programs."""
-    results = [{name: row.get(name) for name in LAST_LINE} for row in document["results"]]
+def last_line(document: Mapping[str, Any], fields: Sequence[str], **more: Any) -> None:
+    """The summary for programs: some fields of each row."""
+    results = [{name: row.get(name) for name in ("label", *fields)} for row in document["results"]]
     summary = {"benchmark": document["benchmark"], "complete": document["complete"], "results": results, **more}
     print(json.dumps(summary, ensure_ascii=False), flush=True)
+
+
+def engine_facts(llm: LLM) -> dict[str, Any]:
+    """What nybble decided at start, for the results file."""
+    return {"engine": dict(llm.config.table()), "startup": vars(llm.report)}
 
 
 def warn(message: str) -> None:
