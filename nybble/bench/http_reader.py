@@ -72,7 +72,7 @@ class HttpReader:
             return -1
         first, *lines = data[position:end].decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
+        if not version.startswith("HTTP/1.") or len(rest) < 3 or not rest[:3].isdecimal():
             raise MalformedResponse(f"no HTTP/1.1 response: {first[:80]!r}")
         status = int(rest[:3])
         if 100 <= status < 200:

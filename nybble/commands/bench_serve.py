@@ -12,7 +12,15 @@ import msgspec
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import SERVE_FIELDS, last_line, make_console, show_formulas, show_rows, warn
+from nybble.commands.bench_tables import (
+    SERVE_FIELDS,
+    last_line,
+    make_console,
+    show_formulas,
+    show_rows,
+    show_server_facts,
+    warn,
+)
 from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -192,6 +200,7 @@ def serve(
         results.write_csv(csv)
     if rows:
         show_rows(rows, console)
+        show_server_facts(rows, console)
         show_formulas(FORMULAS, console)
     for failure in run.failures:
         print(f"error: {failure}", file=sys.stderr)

@@ -62,6 +62,26 @@ def show_rows(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def show_server_facts(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """What the engine's own /metrics and the GPU's memory said meanwhile, where there are any."""
+    for row in rows:
+        found = row.get("server") or {}
+        texts = [
+            text.format(found[name])
+            for name, text in (
+                ("peak_running", "at most {:.0f} running"),
+                ("peak_waiting", "{:.0f} waiting"),
+                ("peak_kv_cache_usage", "KV cache {:.0%} full at most"),
+                ("peak_gpu_memory_mib", "{:,.0f} MiB of GPU memory"),
+                ("preemptions", "{:.0f} preemptions"),
+                ("prefix_cache_hit_rate", "prefix-cache hits {:.1%}"),
+            )
+            if name in found
+        ]
+        if texts:
+            console.print(f"{row['label']}: server: {', '.join(texts)}", soft_wrap=True)
+
+
 def show_formulas(formulas: Mapping[str, str], console: Console) -> None:
     console.print()
     for name, text in formulas.items():
