@@ -73,7 +73,7 @@ class ServeRun:
         try:
             for point in points:
                 for repeat in range(self._results.num_repeats(point.label), self._plan.num_repeats):
-                    self._measure_once(point, repeat)
+                    self.measure_once(point, repeat)
                     if self.has_died:
                         break
                 if self._results.num_repeats(point.label):
@@ -81,11 +81,16 @@ class ServeRun:
                 if self.has_died:
                     return
         finally:
-            if self._clients is not None:
-                self._clients.close()
-                self._clients = None
+            self.close()
 
-    def _measure_once(self, point: Point, repeat: int) -> None:
+    def close(self) -> None:
+        """End the client processes."""
+        if self._clients is not None:
+            self._clients.close()
+            self._clients = None
+
+    def measure_once(self, point: Point, repeat: int) -> None:
+        """Warm up and measure one repeat, into the results."""
         if self._clients is None:  # only now: a resumed run may have nothing left to do
             self._clients = Clients(self._plan.num_clients, self._target, self._workload)
         part = f"{point.label}, repeat {repeat + 1}"

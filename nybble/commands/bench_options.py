@@ -20,6 +20,15 @@ ConcurrencyFlag = Annotated[
     str | None,
     typer.Option("--concurrency", help="Closed loop: streams, e.g. 1,4,16.", rich_help_panel=LOAD, show_default=False),
 ]
+RequestRateFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--request-rate",
+        help="Open loop: requests a second, e.g. 2,4 or inf.",
+        rich_help_panel=LOAD,
+        show_default=False,
+    ),
+]
 NumPromptsFlag = Annotated[
     int | None,
     typer.Option(

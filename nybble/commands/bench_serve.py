@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
 from nybble.commands import bench_options as flags
+from nybble.commands.bench_points import make_points, swept
+from nybble.commands.bench_progress import PartTeller
 from nybble.commands.bench_tables import (
     SERVE_FIELDS,
     last_line,
@@ -23,13 +24,6 @@ from nybble.commands.bench_tables import (
 )
 from nybble.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from nybble.bench.points import Point
-    from nybble.bench.results import ResultsFile
-
-SATURATED = 1.05
-"""A sweep ends where twice the load brings less than this much more throughput."""
-
 
 def serve(
     base_url: Annotated[str, typer.Option(help="The server, e.g. http://127.0.0.1:8000.")] = "http://127.0.0.1:8000",
@@ -39,12 +33,7 @@ def serve(
     api_key: flags.ApiKeyFlag = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the server to answer.")] = 0.0,
     concurrency: flags.ConcurrencyFlag = None,
-    request_rate: Annotated[
-        str | None,
-        typer.Option(
-            help="Open loop: requests a second, e.g. 2,4 or inf.", rich_help_panel=flags.LOAD, show_default=False
-        ),
-    ] = None,
+    request_rate: flags.RequestRateFlag = None,
     burstiness: Annotated[
         float,
         typer.Option(
@@ -145,7 +134,7 @@ def serve(
     # Everything that can be wrong with the flags shows before a request is sent.
     conversations = Workload(workload)
     trace = conversations.due_times(1 << 30)
-    points = _points(
+    points = make_points(
         flags.parse_counts("--concurrency", concurrency) if concurrency else [],
         flags.parse_rates("--request-rate", request_rate) if request_rate else [],
         {
@@ -192,8 +181,8 @@ def serve(
     expected = [] if sweep else points
     total = sum(point.num_prompts * max(0, repeats - results.num_repeats(point.label)) for point in expected)
     with Progress(total or 1, flags.is_terminal()) as bar:
-        run = ServeRun(target, workload, plan, results, trace=trace, warn=warn, on_news=_Teller(bar))
-        rows = list(run.measure(_swept(points[0], results) if sweep else points))
+        run = ServeRun(target, workload, plan, results, trace=trace, warn=warn, on_news=PartTeller(bar))
+        rows = list(run.measure(swept(points[0], results) if sweep else points))
     results.is_complete = not run.failures
     results.write()
     if csv is not None:
@@ -209,83 +198,6 @@ def serve(
     last_line(results.document(), SERVE_FIELDS, output=None if output is None else str(output), failures=run.failures)
     if run.failures:
         raise typer.Exit(1)
-
-
-class _Teller:
-    """Turns a part's totals into steps of the bar."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._part = ""
-        self._told = (0, 0)
-
-    def __call__(self, part: str, num_done: int, num_tokens: int) -> None:
-        if part != self._part:
-            self._part, self._told = part, (0, 0)
-        done, tokens = self._told
-        self._bar.advance(max(0, num_tokens - tokens), max(0, num_done - done), part)
-        self._told = (max(done, num_done), max(tokens, num_tokens))
-
-
-def _points(
-    streams: list[int],
-    rates: list[float],
-    open_loop: dict[str, Any],
-    num_prompts: int | None,
-    trace: list[float] | None,
-    trace_speed: float,
-    num_entries: int | None,
-    *,
-    is_sweep: bool,
-) -> list[Point]:
-    from nybble.bench.points import Point
-
-    if num_prompts is not None and num_prompts < 1:
-        raise ConfigError("--num-prompts must be at least 1")
-    if streams and rates:
-        raise ConfigError(
-            "--concurrency is a closed loop, --request-rate an open one: give one (and --max-concurrency)"
-        )
-    if not rates and (open_loop["end_rate"] is not None or (open_loop["concurrency"] and trace is None)):
-        raise ConfigError("--ramp-to and --max-concurrency go with --request-rate")
-    if is_sweep and (len(streams) > 1 or len(rates) > 1 or open_loop["end_rate"] is not None):
-        raise ConfigError("--sweep begins at one --concurrency or --request-rate, and has no ramp")
-    if open_loop["end_rate"] is not None and not 0 < open_loop["end_rate"] < float("inf"):
-        raise ConfigError("--ramp-to must be above 0")
-    if streams or (not rates and trace is None):
-        streams = streams or [1]
-        return [Point(num_prompts=num_prompts or num_entries or max(32, 4 * n), concurrency=n) for n in streams]
-    if rates:
-        return [Point(num_prompts=num_prompts or num_entries or 100, request_rate=rate, **open_loop) for rate in rates]
-    assert trace is not None
-    return [
-        Point(
-            num_prompts=min(num_prompts or len(trace), len(trace)),
-            is_trace=True,
-            trace_speed=trace_speed,
-            concurrency=open_loop["concurrency"],
-        )
-    ]
-
-
-def _swept(point: Point, results: ResultsFile) -> Iterator[Point]:
-    """Twice the load each time, until throughput grows by less than a twentieth."""
-    before = 0.0
-    while True:
-        yield point
-        row = next((row for row in results.rows() if row["label"] == point.label), None)
-        if row is None or row["failed"] or row["output_throughput"] < before * SATURATED:
-            return
-        before = row["output_throughput"]
-        if point.request_rate is not None:
-            changes: dict[str, Any] = {"request_rate": point.request_rate * 2}
-        else:
-            assert point.concurrency is not None
-            changes = {
-                "concurrency": point.concurrency * 2,
-                "num_prompts": max(point.num_prompts, 8 * point.concurrency),
-            }
-        point = msgspec.structs.replace(point, **changes)
 
 
 async def _wait_for(base_url: str, api_key: str | None, model: str | None, seconds: float) -> str:

@@ -32,9 +32,20 @@ SERVE_FIELDS = (
 )
 
 
-def make_console() -> Console:
-    """Standard output; wide where it is no terminal, so that nothing is cut off."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+def make_console(*, is_error: bool = False) -> Console:
+    """Standard output or error; wide where it is no terminal, so that nothing is cut off."""
+    is_terminal = (sys.stderr if is_error else sys.stdout).isatty()
+    return Console(width=None if is_terminal else 160, highlight=False, stderr=is_error)
+
+
+def show_rows_of(rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A table whose first row is its head."""
+    table = Table(box=None, pad_edge=False)
+    for number, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if number else "left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
