@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -154,7 +155,7 @@ class Comparison:
         self._say(f"starting {spec.name} …")
         launched = stack.enter_context(Launched(recipe, model, model, flags, self._folder / f"{spec.name}.log"))
         facts |= {
-            "command": launched.command,
+            "command": ["python" if word == sys.executable else word for word in launched.command],
             "env": recipe.env,
             "prefix_cache": "on" if cache else "off",
             "version": version_of(recipe, model, model),

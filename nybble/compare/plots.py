@@ -54,9 +54,13 @@ def _each(document: Mapping[str, Any]) -> list[tuple[str, str, list[tuple[float,
     ]
 
 
-def load_title(document: Mapping[str, Any]) -> str:
-    points = document["settings"]["points"]
-    return "concurrent streams" if points[0]["request_rate"] is None else "requests a second"
+def _load_axis(axes: Any, document: Mapping[str, Any]) -> None:
+    is_closed = document["settings"]["points"][0]["request_rate"] is None
+    loads = sorted(line["load"] for line in document["table"])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    axes.minorticks_off()
+    axes.set_xlabel("concurrent streams" if is_closed else "requests a second")
 
 
 def _throughput(axes: Any, document: Mapping[str, Any]) -> None:
@@ -68,8 +72,8 @@ def _throughput(axes: Any, document: Mapping[str, Any]) -> None:
             [cell["spread"][1] - value for value, (_, cell) in zip(values, points, strict=True)],
         ]
         axes.errorbar([load for load, _ in points], values, errors, label=name, color=color, marker="o", capsize=3)
-    axes.set_xscale("log", base=2)
-    axes.set(xlabel=load_title(document), ylabel="output tokens/s", ylim=(0, None))
+    _load_axis(axes, document)
+    axes.set(ylabel="output tokens/s", ylim=(0, None))
 
 
 def _latency(axes: Any, document: Mapping[str, Any]) -> None:
@@ -78,9 +82,9 @@ def _latency(axes: Any, document: Mapping[str, Any]) -> None:
         for kind, style in (("median", "-"), ("p99", "--")):
             values = [cell[f"{kind}_ttft_ms"] for _, cell in points]
             axes.plot([load for load, _ in points], values, style, color=color, marker=".", label=f"{name} {kind}")
-    axes.set_xscale("log", base=2)
+    _load_axis(axes, document)
     axes.set_yscale("log")
-    axes.set(xlabel=load_title(document), ylabel="time to first token, ms")
+    axes.set(ylabel="time to first token, ms")
 
 
 def _pareto(axes: Any, document: Mapping[str, Any]) -> None:
@@ -111,8 +115,8 @@ def _ratio(axes: Any, document: Mapping[str, Any]) -> None:
             axes.fill_between(loads, low, high, color=color, alpha=0.2, linewidth=0)
     for threshold, style in ((1.0, "-"), (1.1, ":"), (1.6, ":")):
         axes.axhline(threshold, color="gray", linestyle=style, linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.set(xlabel=load_title(document), ylabel=f"output tokens/s, ratio to {document['baseline']}")
+    _load_axis(axes, document)
+    axes.set(ylabel=f"output tokens/s, ratio to {document['baseline']}")
 
 
 def _memory(figure_type: Any, document: Mapping[str, Any], path: Path) -> None:
