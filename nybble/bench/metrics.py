@@ -13,7 +13,7 @@ from nybble.bench.record import Record
 FORMULAS = {
     "ttft": "time to first token = arrival of the first event with a token − sending the request",
     "tpot": "time per output token = (last token − first token) / (output tokens − 1), of one request",
-    "itl": "inter-token latency = gap between two events with tokens / tokens in the later one; of all requests",
+    "itl": "inter-token latency = gap between two events with tokens / tokens in the later one (1 where not told)",
     "e2el": "end-to-end latency = end of the answer − sending the request",
     "duration": "end of the last answer − sending the first request; warm-up is not in it",
     "request_throughput": "completed requests / duration",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nybble.bench.prompt_text import WORDS, WordCost
@@ -22,20 +23,24 @@ class Probe(NamedTuple):
     notes: list[str]
 
 
-async def probe(settings: TargetSettings) -> Probe:
-    """Ask twice, with a short and a longer prompt.
+async def probe(settings: TargetSettings, num_words: int = 100, count: Callable[[str], int] | None = None) -> Probe:
+    """Ask twice, with a short and a longer prompt. The texts are the same each time, and so is what comes out.
+
+    Args:
+        num_words: of the longer prompt; about as long as the workload's, which the server can take.
+        count: tokens of a text without what the server puts around it, where the tokenizer is known.
 
     Raises:
         MeasurementError: an answer failed; says how.
         ConfigError: it was refused.
     """
     target = Target(settings)
-    draw = random.Random()  # others each time, so that no cache has them
+    draw = random.Random("probe")
     notes = []
     costs = []
     try:
-        for num_words in (20, 80):
-            text = " ".join(draw.choices(WORDS, k=num_words))
+        for length in (2, max(8, min(num_words, 200))):
+            text = " ".join(draw.choices(WORDS, k=length))
             prompt = [{"role": "user", "content": text}] if settings.route == "chat" else text
             record = Record(index=0)
             await target.ask(prompt, NUM_TOKENS, record, keeps_text=False)  # type: ignore[arg-type]
@@ -43,7 +48,7 @@ async def probe(settings: TargetSettings) -> Probe:
                 raise ConfigError(f"{settings.base_url} refused a first request with {record.detail}")
             if record.failure:
                 raise MeasurementError(f"{settings.base_url}: {FAILURES[record.failure]}: {record.detail}")
-            costs.append((num_words, record.num_input_tokens))
+            costs.append((length, record.num_input_tokens))
     finally:
         target.close()
     if not record.is_counted:
@@ -56,6 +61,8 @@ async def probe(settings: TargetSettings) -> Probe:
             f"{record.num_output_tokens} tokens came where {NUM_TOKENS} were asked with ignore_eos "
             f"(finish_reason {record.finish_reason})"
         )
+    if count is not None:
+        return Probe(WordCost(fixed=max(0, costs[1][1] - count(text))), record.is_counted, notes)
     (few, cost_few), (many, cost_many) = costs
     each = (cost_many - cost_few) / (many - few)
     cost = WordCost(fixed=max(0.0, cost_few - each * few), each=each) if each > 0 else WordCost()

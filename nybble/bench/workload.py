@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,11 @@ class Workload:
         self.entries: Sequence[Entry] | None = None
         if settings.dataset is not None:
             self.entries = read_dataset(Path(settings.dataset), settings.dataset_kind, self._writer.count)
+
+    @property
+    def count(self) -> Callable[[str], int] | None:
+        """Tells how many tokens a text has, where the tokenizer is known."""
+        return self._writer.count if self._writer.is_exact else None
 
     def due_times(self, num_conversations: int) -> list[float] | None:
         """When a trace says its requests came, in seconds; None where the workload says nothing."""

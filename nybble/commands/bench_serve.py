@@ -173,7 +173,7 @@ def serve(
     }
     results = ResultsFile("serve", output, settings, formulas=FORMULAS, resume=resume)
     results.write()  # a path that cannot be written shows now
-    probed = asyncio.run(probe(target))
+    probed = asyncio.run(probe(target, workload.input_len[1], conversations.count))
     for note in probed.notes:
         warn(note)
     workload = msgspec.structs.replace(workload, word_cost=probed.word_cost)

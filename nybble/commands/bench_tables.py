@@ -32,10 +32,9 @@ SERVE_FIELDS = (
 )
 
 
-def make_console(*, is_error: bool = False) -> Console:
-    """Standard output or error; wide where it is no terminal, so that nothing is cut off."""
-    is_terminal = (sys.stderr if is_error else sys.stdout).isatty()
-    return Console(width=None if is_terminal else 160, highlight=False, stderr=is_error)
+def make_console() -> Console:
+    """Standard output; wide where it is no terminal, so that nothing is cut off."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def show_rows_of(rows: Sequence[Sequence[str]], console: Console) -> None:

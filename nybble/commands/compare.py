@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -166,7 +167,9 @@ def compare(
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
     warnings: list[str] = []
-    say = make_console(is_error=True).print
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def warned(text: str) -> None:
         warnings.append(text)

@@ -18,7 +18,7 @@ from nybble.bench.prompt_text import WordCost
 from nybble.bench.results import ResultsFile
 from nybble.bench.serve_run import Plan, ServeRun
 from nybble.bench.target import Target, TargetSettings, served_model
-from nybble.bench.workload import WorkloadSettings
+from nybble.bench.workload import Workload, WorkloadSettings
 from nybble.compare.launch import Launched, version_of
 from nybble.compare.quality import Answer, answers_of, judge
 from nybble.compare.recipe import TargetSpec
@@ -173,7 +173,8 @@ class Comparison:
 
     def _prepare(self, name: str, target: TargetSettings) -> ServeRun:
         self.facts[name].setdefault("version", asyncio.run(_version(target)))
-        probed = asyncio.run(probe(target))
+        workload = Workload(self._asked.workload)
+        probed = asyncio.run(probe(target, self._asked.workload.input_len[1], workload.count))
         for note in probed.notes:
             self._warn(f"{name}: {note}")
         self._word_cost = self._word_cost or probed.word_cost  # the same texts for all

@@ -14,7 +14,7 @@ from nybble.bench.probe import probe
 from nybble.bench.results import ResultsFile
 from nybble.bench.serve_run import Plan, ServeRun
 from nybble.bench.target import TargetSettings, served_model
-from nybble.bench.workload import WorkloadSettings
+from nybble.bench.workload import Workload, WorkloadSettings
 from nybble.compare.launch import Launched
 from nybble.compare.recipe import TargetSpec
 from nybble.core.errors import NybbleError
@@ -89,7 +89,8 @@ def _loaded(
     workload: WorkloadSettings,
     cell: dict[str, Any],
 ) -> Iterator[Cell]:
-    workload = msgspec.structs.replace(workload, word_cost=asyncio.run(probe(target)).word_cost)
+    probed = asyncio.run(probe(target, workload.input_len[1], Workload(workload).count))
+    workload = msgspec.structs.replace(workload, word_cost=probed.word_cost)
     for batch in batches:
         if not launched.is_alive:
             yield Cell(**cell, batch=batch, state="died", detail=launched.last_words())

@@ -3,8 +3,11 @@
 What the server remembers of its own sending is the truth, so that a busy machine delays both.
 """
 
+import asyncio
+import time
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from support.timed_server import TimedServer
@@ -69,6 +72,40 @@ def test_every_metric_is_within_two_percent_of_the_truth(
         if not wrong:
             return
     pytest.fail(f"(found, truth): {wrong}")
+
+
+def test_totals_agree_with_an_independent_client() -> None:
+    """httpx, and events taken apart with string methods: nothing in common with ours."""
+
+    async def stream(client: httpx.AsyncClient, num_requests: int) -> tuple[int, list[float]]:
+        num_tokens, first = 0, []
+        for _ in range(num_requests):
+            begin = time.perf_counter()
+            body = {"model": "timed", "prompt": "x", "max_tokens": 20}
+            async with client.stream("POST", "/v1/completions", json=body) as answer:
+                async for line in answer.aiter_lines():
+                    if '"text":" tok"' in line:
+                        num_tokens += 1
+                        if num_tokens % 20 == 1:
+                            first.append(time.perf_counter() - begin)
+        return num_tokens, first
+
+    async def independent(url: str) -> tuple[float, float]:
+        async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=16)) as client:
+            begin = time.perf_counter()
+            found = await asyncio.gather(*(stream(client, 3) for _ in range(16)))
+            seconds = time.perf_counter() - begin
+        firsts = [each for _, first in found for each in first]
+        return sum(num for num, _ in found) / seconds, float(np.median(firsts)) * 1e3
+
+    for _ in range(3):
+        with TimedServer(0.2, 0.02) as server:
+            rate, first = asyncio.run(independent(server.url))
+            records, _ = load(server, 16, 48, 20)
+        found = summarize(records)
+        if abs(found["output_throughput"] / rate - 1) < 0.05 and abs(found["median_ttft_ms"] / first - 1) < 0.05:
+            return
+    pytest.fail(f"{found['output_throughput']} and {rate} tokens/s, {found['median_ttft_ms']} and {first} ms")
 
 
 def test_the_client_sustains_what_it_must() -> None:
