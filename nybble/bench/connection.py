@@ -1,7 +1,7 @@
 """`Connection` and `Pool`: HTTP/1.1 requests over kept TCP or TLS connections, straight on asyncio's transports.
 
-Why not an HTTP library: each hands a piece of a body to a waiting task, which costs several times what reading the
-piece does, and delays the time stamp. Here a piece is stamped and read in the callback that receives it.
+Why not an HTTP library: they hand each piece of a body to a waiting task, which costs about as much again as reading it
+does, and delays the time stamp. Here a piece is stamped and read in the callback that receives it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import msgspec
 
+from nybble.core.errors import ConfigError
+
 _TEXT = (
     "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but "
     "not what all were we when your can said there use an each which she do how their if will up other about out "
@@ -95,8 +97,11 @@ class TokenWriter:
         self._num_fixed = num_fixed
         texts = {i: self._tokenizer.token_text(i) for i in range(self._tokenizer.vocab_size)}
         self._ids = [i for i, text in texts.items() if re.fullmatch(r" [a-z]{2,12}", text)]
-        if len(self._ids) < 50:  # a vocabulary without such words
-            self._ids = [i for i in texts if i not in self._tokenizer.special_ids]
+        if len(self._ids) < 50:  # a vocabulary without such words: letters, and whatever else is one token by itself
+            some = [i for i, text in texts.items() if re.fullmatch(r"[ -~]+", text)][:5000]
+            self._ids = [i for i in some if self._tokenizer.encode(texts[i], add_special_tokens=False) == [i]]
+        if not self._ids:
+            raise ConfigError(f"--tokenizer {path}: no token of it can be written as text; leave it out")
 
     def write(self, draw: random.Random, num_tokens: int) -> str | list[int]:
         if self._as_ids:
@@ -108,9 +113,10 @@ class TokenWriter:
             num_found = self.count(text)
             if num_found == wanted:
                 break
-            ids = (
-                ids[: wanted - num_found] if num_found > wanted else ids + draw.choices(self._ids, k=wanted - num_found)
-            )
+            if num_found > wanted:
+                ids = ids[: max(1, len(ids) - (num_found - wanted))]
+            else:
+                ids += draw.choices(self._ids, k=wanted - num_found)
         return text
 
     def count(self, text: str) -> int:

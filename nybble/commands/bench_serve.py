@@ -52,7 +52,9 @@ def serve(
     sweep: Annotated[
         bool,
         typer.Option(
-            help="Double the concurrency, or the rate, until throughput no longer grows.", rich_help_panel=flags.LOAD
+            "--sweep",
+            help="Double the concurrency, or the rate, until throughput no longer grows.",
+            rich_help_panel=flags.LOAD,
         ),
     ] = False,
     num_prompts: flags.NumPromptsFlag = None,

@@ -38,6 +38,8 @@ PACKAGES = (
     "fastapi",
     "uvicorn",
     "prometheus_client",
+    "matplotlib",
+    "pyyaml",
 )
 
 

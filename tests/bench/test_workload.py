@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from nybble.bench.prompt_text import WordCost
 from nybble.bench.workload import Workload, WorkloadSettings
@@ -29,6 +31,18 @@ def test_prompts_have_exactly_the_tokens_asked_for_with_a_tokenizer() -> None:
     assert len(set(lengths)) > 25
     exact = made(input_len=(64, 64), tokenizer=str(TINY))
     assert {len(tokenizer.encode(str(exact.conversation("p", i)[0].prompt))) for i in range(40)} == {64}
+
+
+def test_a_vocabulary_without_words(tmp_path: Path) -> None:
+    """Letters are tokens, and names that no text becomes: what synthetic checkpoints have."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {text: i for i, text in enumerate([*sorted(alphabet), *(f"tok{i}" for i in range(500))])}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (turn,) = made(input_len=(50, 50), tokenizer=str(tmp_path)).conversation("p", 0)
+    assert len(Tokenizer.load(tmp_path).encode(str(turn.prompt))) == 50
 
 
 def test_prompts_have_about_the_tokens_asked_for_without() -> None:
