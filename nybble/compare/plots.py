@@ -24,6 +24,8 @@ def write_figures(document: Mapping[str, Any], folder: Path) -> list[str]:
         "pareto": _pareto,
         "ratio": _ratio,
     }
+    if not any(line["targets"] for line in document["table"]):
+        drawings = {}  # nothing was measured
     files = []
     for name, draw in drawings.items():
         if name == "ratio" and len(document["targets"]) < 2:

@@ -124,6 +124,27 @@ def test_what_fails_is_told_and_the_others_go_on(capsys: pytest.CaptureFixture[s
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_a_report_is_written_even_if_nothing_started(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    none = tmp_path / "none.yaml"
+    none.write_text("command: [no-such-program]\n")
+    flags = ["--target", f"a={none}", "--target", f"b={none}", "--model", "m"]
+    code, document, said = compare(capsys, tmp_path / "out", *flags)
+    assert code == 1
+    assert "a: no-such-program cannot be started" in said
+    assert document["lengths"] == "nothing was measured"
+    assert "cannot be started" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_blocks_measure_one_target_after_the_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with TimedServer(model="m") as one, TimedServer(model="m") as other:
+        flags = ["--target", f"a={one.url}", "--target", f"b={other.url}", "--order", "blocks", "--no-quality"]
+        code, document, _ = compare(capsys, tmp_path, *flags, "--num-prompts", "2", "--warmups", "0")
+        assert max(request["came"] for request in one.truth()) < min(request["came"] for request in other.truth())
+    assert code == 0
+    assert document["table"][0]["targets"]["b"]["ratio"]["low"] is not None
+    assert "one target after the other" in (tmp_path / "report.md").read_text()
+
+
 def test_a_target_that_dies_leaves_the_others(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with TimedServer(model="m") as sound, TimedServer(fault="dies", after=12, model="m") as dying:
         flags = ["--target", f"a={sound.url}", "--target", f"b={dying.url}", "--concurrency", "1,2", "--no-quality"]
