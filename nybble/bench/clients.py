@@ -114,13 +114,13 @@ class Clients:
         news = dict.fromkeys(pipes, (0, 0))
         results: dict[Connection, ShareResult] = {}
         while len(results) < num_used:
-            for pipe in wait([pipe for pipe in pipes if pipe not in results], timeout=1.0):
-                assert isinstance(pipe, Connection)
-                message = self._receive(pipe)
+            for ready in wait([pipe for pipe in pipes if pipe not in results], timeout=1.0):
+                assert isinstance(ready, Connection)
+                message = self._receive(ready)
                 if isinstance(message, _News):
-                    news[pipe] = (message.num_done, message.num_tokens)
+                    news[ready] = (message.num_done, message.num_tokens)
                 elif isinstance(message, _Result):
-                    results[pipe] = message
+                    results[ready] = message
             on_news(sum(done for done, _ in news.values()), sum(tokens for _, tokens in news.values()))
         return [results[pipe] for pipe in pipes]
 

@@ -79,7 +79,7 @@ class OfflineBench:
         turns = [conversations.conversation(part, index)[0] for index in range(num_prompts)]
         params = [_params(turn.num_output_tokens) for turn in turns]
         begin = time.perf_counter()
-        outputs = self._llm.generate([turn.prompt for turn in turns], params, progress=progress)  # type: ignore[misc]
+        outputs = self._llm.generate([turn.prompt for turn in turns], params, progress=progress)  # type: ignore[arg-type]
         seconds = time.perf_counter() - begin
         completions = [output.outputs[0] for output in outputs]
         failed = [completion.error for completion in completions if completion.finish_reason == "error"]

@@ -43,9 +43,10 @@ async def probe(settings: TargetSettings, num_words: int = 100, count: Callable[
             text = " ".join(draw.choices(WORDS, k=length))
             prompt = [{"role": "user", "content": text}] if settings.route == "chat" else text
             record = Record(index=0)
-            await target.ask(prompt, NUM_TOKENS, record, keeps_text=False)  # type: ignore[arg-type]
+            await target.ask(prompt, NUM_TOKENS, record, keeps_text=False)
             if record.failure == "http":
-                raise ConfigError(f"{settings.base_url} refused a first request with {record.detail}")
+                hint = "; try the other --route" if record.detail.startswith("404") else ""
+                raise ConfigError(f"{settings.base_url} refused a first request with {record.detail}{hint}")
             if record.failure:
                 raise MeasurementError(f"{settings.base_url}: {FAILURES[record.failure]}: {record.detail}")
             costs.append((length, record.num_input_tokens))

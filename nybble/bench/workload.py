@@ -135,7 +135,7 @@ def _joined(prefix: str | list[int], prompt: Prompt) -> Prompt:
     if isinstance(prefix, str) and isinstance(prompt, str):
         return f"{prefix} {prompt}"
     if isinstance(prefix, list) and isinstance(prompt, list):
-        return [*prefix, *prompt]  # type: ignore[list-item]
+        return [*prefix, *prompt]
     raise ConfigError("--prefix-len goes with generated prompts and prompts of plain text")
 
 

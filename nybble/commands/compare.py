@@ -15,11 +15,9 @@ from nybble.commands.bench_tables import make_console, show_rows_of, warn
 from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from nybble.compare.comparison import Asked
     from nybble.compare.memory_sweep import Cell
-    from nybble.compare.recipe import TargetSpec
 
 TARGETS, MEMORY = "Targets", "KV-memory sweep"
 
@@ -122,6 +120,7 @@ def compare(
     The last line of standard output is JSON. Exit code 1 if something failed; what was measured is reported.
     """
     from nybble.compare.comparison import Comparison
+    from nybble.compare.memory_sweep import sweep
 
     asked = _asked(
         target,
@@ -142,7 +141,7 @@ def compare(
             "dataset_kind": dataset_kind,
             "seed": seed,
             "repeats_prompts": repeat_prompts,
-            "tokenizer": flags.tokenizer_directory(tokenizer),
+            "tokenizer": flags.tokenizer_directory(tokenizer or _own_tokenizer(model)),
             "route": route,
         },
         plan={
@@ -182,7 +181,7 @@ def compare(
     with Progress(max(1, comparison.num_left()), flags.is_terminal()) as bar:
         teller.bar = bar
         comparison.run()
-    cells = _swept(asked, values, batches, memory_flag, out, say) if values else []
+    cells = sweep(asked, values, batches, out, flag=memory_flag, resume=resume, say=say) if values else []
     _report(asked, comparison, cells, warnings, out)
 
 
@@ -236,21 +235,19 @@ def _asked(
     )
 
 
-def _swept(
-    asked: Asked, values: list[float], batches: list[int], flag: str | None, out: Path, say: Callable[[str], None]
-) -> list[Cell]:
-    from nybble.compare.comparison import SAMPLING
-    from nybble.compare.memory_sweep import sweep
+def _own_tokenizer(model: str | None) -> str | None:
+    """The tokenizer of a model on this machine, so that prompts have exact lengths without asking for it."""
+    is_here = model == "tiny" or (model is not None and (Path(model) / "tokenizer.json").is_file())
+    return model if is_here else None
 
-    assert asked.model is not None
-    recipes: list[TargetSpec] = [spec for spec in asked.specs if spec.recipe is not None]
-    body = {**SAMPLING, **asked.body}
-    cells = []
-    for spec in recipes:
-        cells += sweep(
-            spec, asked.model, values, batches, asked.workload, body, out, flag=flag, timeout=asked.timeout, say=say
-        )
-    return cells
+
+def _short(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the table for programs."""
+    fields = ("output_throughput", "ratio", "median_ttft_ms", "median_tpot_ms", "failed")
+    return {
+        "label": line["label"],
+        "targets": {name: {field: cell[field] for field in fields} for name, cell in line["targets"].items()},
+    }
 
 
 def _report(asked: Asked, comparison: Any, cells: list[Cell], warnings: list[str], out: Path) -> None:
@@ -271,7 +268,8 @@ def _report(asked: Asked, comparison: Any, cells: list[Cell], warnings: list[str
         console.print(f"{verdict['kind']}: {verdict['text']}", soft_wrap=True)
     for failure in document["failures"]:
         warn(failure)
-    summary = {name: document[name] for name in ("benchmark", "complete", "baseline", "table", "verdicts", "failures")}
+    summary = {name: document[name] for name in ("benchmark", "complete", "baseline", "verdicts", "failures")}
+    summary["table"] = [_short(line) for line in document["table"]]
     print(json.dumps({**summary, "report": str(out / "report.html")}, ensure_ascii=False), flush=True)
     failed_gate = [
         name for name, found in document["quality"].items() if isinstance(found, dict) and not found["is_passed"]

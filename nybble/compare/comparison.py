@@ -21,7 +21,7 @@ from nybble.bench.target import Target, TargetSettings, served_model
 from nybble.bench.workload import Workload, WorkloadSettings
 from nybble.compare.launch import Launched, version_of
 from nybble.compare.quality import Answer, answers_of, judge
-from nybble.compare.recipe import TargetSpec
+from nybble.compare.recipe import Recipe, TargetSpec
 from nybble.core.errors import ConfigError, NybbleError
 
 Order = Literal["interleaved", "blocks"]
@@ -51,6 +51,11 @@ class Asked(msgspec.Struct, kw_only=True):
     prefix_cache: bool = False
     wants_quality: bool = True
     allows_other_models: bool = False
+
+
+def cache_flags(recipe: Recipe, asked: Asked) -> list[str]:
+    """What turns the prefix cache on or off."""
+    return recipe.prefix_cache_on if asked.prefix_cache else recipe.prefix_cache_off
 
 
 class Comparison:
@@ -150,14 +155,13 @@ class Comparison:
         recipe, model = spec.recipe, self._asked.model
         assert recipe is not None
         assert model is not None
-        cache = self._asked.prefix_cache
-        flags = [*(recipe.prefix_cache_on if cache else recipe.prefix_cache_off), *spec.flags]
+        flags = [*cache_flags(recipe, self._asked), *spec.flags]
         self._say(f"starting {spec.name} …")
         launched = stack.enter_context(Launched(recipe, model, model, flags, self._folder / f"{spec.name}.log"))
         facts |= {
             "command": ["python" if word == sys.executable else word for word in launched.command],
             "env": recipe.env,
-            "prefix_cache": "on" if cache else "off",
+            "prefix_cache": "on" if self._asked.prefix_cache else "off",
             "version": version_of(recipe, model, model),
         }
         facts["ready_seconds"] = launched.wait_ready()

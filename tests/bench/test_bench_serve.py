@@ -129,6 +129,30 @@ def test_failures_are_told_by_kind_and_what_was_measured_is_kept(
         assert sum(document["results"][0]["failures"].values()) > 0
 
 
+def test_a_busy_client_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shared_server: TimedServer
+) -> None:
+    monkeypatch.setattr("nybble.bench.serve_run.BUSY_CLIENT", 0.0)
+    code, _, said = bench(capsys, shared_server.url, "--num-prompts", "2", "--repeats", "2")
+    assert code == 0
+    assert len(re.findall("warning: .* the client may be what limits these figures; raise --clients", said)) == 1
+
+
+def test_a_trace_is_replayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = [{"timestamp": 200 * i, "input_length": 5 + i, "output_length": 2 + i} for i in range(4)]
+    file = tmp_path / "t.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with TimedServer() as server:
+        command = ["bench", "serve", "--base-url", server.url, "--dataset", str(file), "--trace-speed", "2"]
+        with pytest.raises(SystemExit):
+            main([*command, "--repeats", "1", "--warmups", "0"])
+        requests = server.truth(4)
+    assert [request["body"]["max_tokens"] for request in requests] == [2, 3, 4, 5]
+    assert [len(request["body"]["prompt"].split()) for request in requests] == [5, 6, 7, 8]
+    assert requests[3]["came"] - requests[0]["came"] == pytest.approx(0.3, abs=0.05)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]["total_output_tokens"] == 14
+
+
 def test_without_usage_events_are_counted_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with TimedServer(fault="no_usage", after=0) as server:
         code, last, said = bench(capsys, server.url, "--num-prompts", "2", "--repeats", "1")

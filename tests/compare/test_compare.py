@@ -30,7 +30,7 @@ def compare(capsys: pytest.CaptureFixture[str], out: Path, *flags: str) -> tuple
 
 
 def test_a_known_ratio_is_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with TimedServer(0.03, 0.015) as fast, TimedServer(0.06, 0.03) as slow:
+    with TimedServer(0.02, 0.01) as fast, TimedServer(0.04, 0.02) as slow:
         flags = ["--target", f"fast={fast.url}", "--target", f"slow={slow.url}", "--concurrency", "1,4"]
         code, document, _ = compare(capsys, tmp_path, *flags, "--num-prompts", "4", "--warmups", "0")
         prompts = [[request["body"]["prompt"] for request in server.truth()] for server in (fast, slow)]
