@@ -15,7 +15,6 @@ from nybble.commands.bench_tables import make_console, show_rows_of, warn
 from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
-
     from nybble.compare.comparison import Asked
     from nybble.compare.memory_sweep import Cell
 

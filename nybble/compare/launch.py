@@ -84,12 +84,16 @@ class Launched:
         return ((told or lines or ["it said nothing"])[-1])[:300]
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL to the whole group; returns when the GPU's memory is free again."""
-        for number, seconds in ((signal.SIGTERM, self._recipe.stop_timeout), (signal.SIGKILL, 20.0)):
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
+        """SIGTERM to the server, which ends its children in order; then SIGKILL to what is left of the group.
+
+        Returns when the GPU's memory is free again.
+        """
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._recipe.stop_timeout)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         if self._gpu_memory_before is not None:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
