@@ -106,7 +106,7 @@ FAILURES = {
     "cut": "the connection ended before the answer did",
     "html": "no stream of OpenAI events.*<html>",
     "hangs": "no answer in time",
-    "dies": r"ended before the answer.*[\s\S]*takes no more connections; \d+ requests were not sent",
+    "dies": r"takes no more connections; \d+ requests were not sent",  # those under way are lost or refused
 }
 
 
