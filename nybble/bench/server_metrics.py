@@ -13,7 +13,8 @@ from nybble.bench.http_reader import MalformedResponse
 from nybble.bench.target import Target, TargetSettings
 from nybble.core import machine
 
-INTERVAL = 0.5
+INTERVAL = 1.0
+"""Seconds between looks; rendering its metrics costs a server some milliseconds, so not too often."""
 # Ours and vLLM's names, without the prefix: peak of the sum over labels.
 GAUGES = {
     "kv_cache_usage_perc": "peak_kv_cache_usage",
@@ -65,16 +66,21 @@ class MetricsWatch:
     async def _watch(self) -> None:
         target = Target(self._settings)
         try:
+            self._look_at_gpus()
             await self._look(target)
             while not await asyncio.to_thread(self._stop.wait, INTERVAL):
                 await self._look(target)
             await self._look(target)
+            self._look_at_gpus()
         finally:
             target.close()
 
-    async def _look(self, target: Target) -> None:
+    def _look_at_gpus(self) -> None:
+        """Before and after only: engines take their memory at start, and asking the driver holds up its other users."""
         if self._is_local and (used := machine.gpu_memory_used_mib()) is not None:
             self._peak("peak_gpu_memory_mib", used)
+
+    async def _look(self, target: Target) -> None:
         with suppress(OSError, Disconnected, MalformedResponse, TimeoutError):
             status, body = await target.fetch("/metrics")
             if status == 200:
