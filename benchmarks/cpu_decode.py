@@ -1,6 +1,6 @@
 """Decode speed on a CPU: nybble with a synthetic AWQ model against transformers with the same weights in bf16.
 
-    python -m benchmarks.cpu_decode --size 1.5b
+    python -m benchmarks.cpu_decode --model qwen2.5-1.5b-awq
 
 Both continue the same prompt in one process, alternating; a round is one completion of each. transformers' weights are
 the dequantized ones, so the two compute the same function up to bf16 rounding.
@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the nybble command doe
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.synthetic import COMMON, SIZES
 from nybble import LLM, SamplingParams
+from nybble.bench.synthetic import CONFIGS, synthetic_config
 from nybble.models.checkpoint import TINY
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -34,12 +34,12 @@ PROMPT = [(7919 * index) % 100_000 for index in range(32)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="1.5b", choices=SIZES)
+    parser.add_argument("--model", default="qwen2.5-1.5b-awq", choices=CONFIGS)
     parser.add_argument("--layers", type=int, help="fewer layers, for a quick look")
     parser.add_argument("--new", type=int, default=32, help="tokens a completion")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    fields = {**COMMON, **SIZES[options.size]}
+    fields = dict(synthetic_config(options.model))
     for name in ("architectures", "model_type", "quantization_config", "torch_dtype"):
         del fields[name]
     if options.layers:

@@ -1,6 +1,6 @@
 """Does every memory setting that is accepted survive the worst burst?
 
-    python -m benchmarks.memory_matrix --size 32b
+    python -m benchmarks.memory_matrix --model qwen2.5-32b-awq
 
 One cell is a setting, a value and a batch size: twice `max_num_seqs` prompts of nearly the longest length arrive at
 once, with random lengths, random aborts, penalties, truncation and log-probabilities. It passes if all requests end
@@ -18,7 +18,7 @@ from collections import Counter
 
 import torch
 
-from benchmarks.synthetic import SIZES, directory
+from nybble.bench.synthetic import CONFIGS, synthetic_directory
 from nybble.build import build
 from nybble.core.config import EngineConfig
 from nybble.core.errors import MemoryBudgetError
@@ -28,13 +28,20 @@ from nybble.core.sampling import SamplingParams
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="32b", choices=SIZES)
+    parser.add_argument("--model", default="qwen2.5-32b-awq", choices=CONFIGS)
     parser.add_argument("--length", type=int, default=1024, help="max_model_len")
     parser.add_argument("--settings", default="gpu_memory_utilization,cache_max_entry_count")
     parser.add_argument("--values", default="0.8,0.85,0.9,0.95,0.99")
     parser.add_argument("--batches", default="1,2,4,6,8,16,32,64")
     options = parser.parse_args()
-    model = directory(options.size)
+    with synthetic_directory(options.model) as model:
+        verdicts = matrix(model, options)
+    print(dict(verdicts))
+    raise SystemExit(1 if verdicts["FAILED"] else 0)
+
+
+def matrix(model: str, options: argparse.Namespace) -> Counter[str]:
+    """How often each verdict was given."""
     verdicts: Counter[str] = Counter()
     for name in options.settings.split(","):
         for value in map(float, options.values.split(",")):
@@ -47,8 +54,7 @@ def main() -> None:
                 print(f"{name} = {value:g}, batch {batch}: {verdict}; {detail} ({seconds:.1f} s)", flush=True)
                 gc.collect()
                 torch.cuda.empty_cache()
-    print(dict(verdicts))
-    raise SystemExit(1 if verdicts["FAILED"] else 0)
+    return verdicts
 
 
 def cell(model: str, batch: int, length: int, memory: dict[str, float]) -> tuple[str, str]:

@@ -38,7 +38,7 @@ def _run(arguments: list[str]) -> int | str | None:
     # one from its core: with one busy process beside it a step of a small model took up to 100 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which no command has done yet
     _prepare_streams()
-    from nybble.core.errors import EngineDeadError, NybbleError
+    from nybble.core.errors import EngineDeadError, MeasurementError, NybbleError
 
     try:
         from nybble.commands.app import app
@@ -52,7 +52,7 @@ def _run(arguments: list[str]) -> int | str | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except NybbleError as error:
-        return _fail(f"error: {error}", 1 if isinstance(error, EngineDeadError) else 2, is_debug)
+        return _fail(f"error: {error}", 1 if isinstance(error, EngineDeadError | MeasurementError) else 2, is_debug)
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return _fail(f"error: {what}  (--debug shows where)", 1, is_debug)

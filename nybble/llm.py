@@ -38,6 +38,7 @@ class LLM:
         built = build(EngineConfig.from_settings(model=model, **config))
         self.engine = built.engine
         self.config = built.config
+        self.checkpoint = built.checkpoint
         self.report = built.report
         self.tokenizer = built.tokenizer
         self.requests = RequestBuilder(built.tokenizer, built.checkpoint.default_sampling)
@@ -159,7 +160,7 @@ class LLM:
                 for delta in deltas:
                     output = outputs[delta.request_id]
                     output.add(delta)
-                    bar.advance(len(delta.token_ids), is_done=delta.finish_reason is not None and output.finished)
+                    bar.advance(len(delta.token_ids), int(delta.finish_reason is not None and output.finished))
         return list(outputs.values())
 
     def _drop(self, request_ids: set[str]) -> None:

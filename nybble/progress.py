@@ -1,4 +1,4 @@
-"""`Progress`: a bar on standard error while an offline run generates. Owns nothing else."""
+"""`Progress`: a bar on standard error while prompts are answered. Owns nothing else."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Progress:
         )
         self._task = self._bar.add_task("prompts", total=num_requests, rate="")
 
-    def advance(self, num_tokens: int, *, is_done: bool) -> None:
-        """One completion gained `num_tokens`; `is_done` if its prompt is finished with that."""
+    def advance(self, num_tokens: int, num_done: int, what: str | None = None) -> None:
+        """So many tokens more, and so many prompts finished with them. `what` is shown before the bar from now on."""
         if self._bar.disable:
             return
         self._num_tokens += num_tokens
         elapsed = self._bar.tasks[0].elapsed or 0.0
         rate = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed else ""
-        self._bar.update(self._task, advance=int(is_done), rate=rate)
+        self._bar.update(self._task, advance=num_done, rate=rate, description=what)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -14,6 +14,8 @@ LEVELS = [
     {"engine", "runner"},
     {"build", "progress"},
     {"llm", "async_llm", "engine_process", "server"},
+    {"bench"},
+    {"compare"},
     {"__init__", "__main__", "cli", "commands"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -21,10 +23,11 @@ MAY_ALSO_IMPORT = {
     "models": {"layers"},
     "formats": {"kernels"},  # for Int4Weight, what a format's repack makes and a kernel's prepare takes
     "commands": {"__init__"},
+    "bench": {"__init__"},  # for the version
     "cli": {"commands", "__init__"},
     "__main__": {"cli"},
 }
-TORCH_FREE = {"core", "text", "engine", "server", "__init__", "__main__", "cli"}
+TORCH_FREE = {"core", "text", "engine", "server", "bench", "compare", "__init__", "__main__", "cli"}
 HEAVY = {"torch", "triton"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

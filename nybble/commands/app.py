@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nybble import __version__
-from nybble.commands import chat, demo, doctor, generate, serve
+from nybble.commands import bench, chat, compare, demo, doctor, generate, serve
 
 app = typer.Typer(
     name="nybble",
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.command(no_args_is_help=True)(generate.generate)
 app.command(no_args_is_help=True)(chat.chat)
 app.command(no_args_is_help=True)(serve.serve)
+app.add_typer(bench.app, name="bench")
+app.command(no_args_is_help=True)(compare.compare)
 app.command()(doctor.doctor)
 app.command()(demo.demo)
 

@@ -6,8 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import typer
 
 from nybble import __version__
 from nybble.commands.imports import ctrl_c_exits
-from nybble.core import env
+from nybble.core import env, machine
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -40,6 +38,8 @@ PACKAGES = (
     "fastapi",
     "uvicorn",
     "prometheus_client",
+    "matplotlib",
+    "pyyaml",
 )
 
 
@@ -90,8 +90,8 @@ def _system() -> Iterator[Finding]:
     yield Finding("nybble", "ok", __version__)
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
     yield Finding("system", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
-    yield Finding("cpu", "ok", f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores usable")
-    if (total := _memory_bytes()) is not None:
+    yield Finding("cpu", "ok", f"{machine.cpu_name()}, {len(os.sched_getaffinity(0))} cores usable")
+    if (total := machine.memory_bytes()) is not None:
         yield Finding("memory", "ok", f"{total / 2**30:.1f} GiB")
 
 
@@ -142,7 +142,7 @@ def _torch(needed: dict[str, SpecifierSet]) -> Iterator[Finding]:
     package = _package("torch", needed)
     detail = f"{torch.__version__} ({built}, {torch.get_num_threads()} threads)"
     yield Finding("torch", "ok", detail) if package.state == "ok" else package
-    driver = _driver_version()
+    driver = machine.driver_version()
     if torch.cuda.is_available():
         yield Finding("driver", "ok", driver or "present, version unknown (no nvidia-smi)")
         for index in range(torch.cuda.device_count()):
@@ -216,32 +216,3 @@ def _c_kernels(cache: Finding) -> Finding:
     except compiler.BuildError as error:
         return Finding("c kernels", "slow", str(error), cache.remedy or "set CC to a compiler that can (gcc or clang)")
     return Finding("c kernels", "ok", "built for this CPU")
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-
-
-def _driver_version() -> str | None:
-    """The NVIDIA driver's version; None without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.split("\n")[0].strip() or None

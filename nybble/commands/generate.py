@@ -101,7 +101,7 @@ def _run(
                 for delta in deltas:
                     output = by_id[delta.request_id]
                     output.add(delta)
-                    bar.advance(len(delta.token_ids), is_done=delta.finish_reason is not None and output.finished)
+                    bar.advance(len(delta.token_ids), int(delta.finish_reason is not None and output.finished))
                 writer.advance(outputs)
     finally:
         abort_unfinished(outputs)

@@ -6,9 +6,10 @@
     │   └── UnsupportedError   it is sound, but nybble does not do this kind
     ├── RequestError       this request cannot be served; others go on       (names the parameter and its range)
     ├── MemoryBudgetError  the memory settings leave too little              (needed, present, what to change)
+    ├── MeasurementError   a benchmark got no sound answer              (says from whom, and what came instead)
     └── EngineDeadError    the engine has stopped; nothing more will come
 
-All but the last are the user's to mend, and say how; so commands print them without a traceback.
+All but the last two are the user's to mend, and say how; so commands print them without a traceback.
 """
 
 
@@ -38,6 +39,10 @@ class RequestError(NybbleError, ValueError):
 
 class MemoryBudgetError(NybbleError):
     """The memory settings leave less than the engine needs."""
+
+
+class MeasurementError(NybbleError):
+    """A server, an engine or a client did not do what a benchmark needs of it."""
 
 
 class EngineDeadError(NybbleError):
