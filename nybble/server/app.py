@@ -26,7 +26,7 @@ from nybble.server.page import page_response
 from nybble.server.protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from nybble.server.settings import ServerSettings
 from nybble.server.stream import EventStream, WholeReply
-from nybble.server.turns import Turnstile, Workers
+from nybble.server.turns import Workers
 from nybble.text.request_builder import RequestBuilder
 from nybble.text.tokenizer import Tokenizer
 
@@ -66,8 +66,7 @@ def create_app(
     for kind in (ApiError, HTTPException, Exception):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(BodyLimits, limits=settings.limits)
-    app.add_middleware(ApiKeys, keys=settings.api_keys)
-    app.add_middleware(Turnstile)  # added last, so asked first
+    app.add_middleware(ApiKeys, keys=settings.api_keys)  # added last, so asked first
     return app
 
 

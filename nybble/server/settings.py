@@ -13,6 +13,8 @@ from nybble.text.tool_calls import FORMATS
 class Limits:
     """What one client may ask for. None: no limit but the engine's own. Annotations are the flags' help texts."""
 
+    max_head_bytes: Annotated[int, "bytes of a request's line and headers"] = 32 << 10
+    max_head_seconds: Annotated[float, "seconds to send these in"] = 20.0
     max_body_bytes: Annotated[int, "bytes of a request's body"] = 8 << 20
     max_body_seconds: Annotated[float, "seconds to send a body in"] = 60.0
     max_send_seconds: Annotated[float, "seconds after which a reader that takes nothing is given up"] = 120.0
@@ -21,6 +23,7 @@ class Limits:
         1 << 16
     )
     max_prompts: Annotated[int, "prompts in one completion request"] = 1024
+    max_prompt_chars: Annotated[int, "characters of a prompt, as the model's template writes it"] = 2 << 20
     max_prompt_tokens: Annotated[int | None, "tokens of a prompt"] = None
     max_n: Annotated[int, "completions of a prompt"] = 16
     max_logprobs: Annotated[int, "log-probabilities with each token"] = 20
@@ -28,8 +31,9 @@ class Limits:
     max_stop_chars: Annotated[int, "characters of a stop string"] = 256
     max_list_items: Annotated[int, "entries of bad_words, stop_token_ids and logit_bias"] = 1024
     max_output_tokens: Annotated[int | None, "tokens of a completion"] = None
-    max_queued_requests: Annotated[int, "requests that wait for their first token; more get 429"] = 1024
+    max_queued_requests: Annotated[int, "completions that wait for their first token; more get 429"] = 2048
     max_queued_tokens: Annotated[int | None, "prompt tokens of these"] = None
+    max_queue_seconds: Annotated[float, "seconds that one of these waits before it gets 503"] = 600.0
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from support.fake_engine import FakeEngine
 
 import nybble
 from nybble.server.app import create_app
+from nybble.server.http_server import make_server
 from nybble.server.settings import Limits, ServerSettings
 from nybble.text.request_builder import RequestBuilder
 from nybble.text.tokenizer import Tokenizer
@@ -43,8 +43,7 @@ def in_process(app: FastAPI, root_path: str = "") -> httpx.AsyncClient:
 @asynccontextmanager
 async def on_port(app: FastAPI) -> AsyncGenerator[str]:
     """Serve on a free port of this machine; gives the base URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
+    server = make_server(app, app.state.context.limits, host="127.0.0.1", port=0)
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
