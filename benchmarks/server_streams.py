@@ -5,8 +5,8 @@
 
 The server is a process of its own; this one is the client: raw sockets, all streams at once, one request after another
 on each connection. The engine "steps" as fast as the event loop lets it and gives every open stream one token a step,
-so each token is an event, and a write, of its own. In a burst so many clients connect and ask at once, once on new
-connections and once on the same ones, and the engine answers with one token when all are there. Event-loop lag is how much later than asked a 5 ms sleep ends.
+so each token is an event, and a write, of its own. In a burst so many clients ask for one token at once, on new
+connections and then once more on the same ones. Event-loop lag is how much later than asked a 5 ms sleep ends.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,11 +20,12 @@ from nybble.commands.options import ModelArgument, with_flags
 from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from nybble.core.config import EngineConfig
     from nybble.server.settings import ServerSettings
+    from nybble.server.tracing import Tracer
+
+LAST_WORDS_SECONDS = 3.0
+"""How long clients that were cut off may take to read why."""
 
 
 @with_flags()
@@ -36,6 +38,20 @@ def serve(
         list[str] | None, typer.Option(help="Ask for this key; may be repeated.", show_default=False)
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with a key a line.", show_default=False)] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key for /reset_prefix_cache and /abort_requests; may be repeated.", show_default=False),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None, typer.Option(help="File with an admin key a line.", show_default=False)
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let pages of this origin (https://example.org, or * for any) use the API; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API; default: MODEL as given.", show_default=False)
     ] = None,
@@ -46,6 +62,18 @@ def serve(
     root_path: Annotated[str, typer.Option(help="Path prefix that a proxy strips.", show_default=False)] = "",
     ssl_certfile: Annotated[Path | None, typer.Option(help="TLS certificate.", show_default=False)] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="TLS key.", show_default=False)] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="How log lines look; default: NYBBLE_LOG_FORMAT, or text.", show_default=False),
+    ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Send OpenTelemetry traces here (OTLP over HTTP); needs nybble[otel].",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
     shutdown_timeout: Annotated[
         float, typer.Option(help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
     ] = 30.0,
@@ -57,36 +85,55 @@ def serve(
 
     SIGTERM or Ctrl-C stops taking requests, lets the running ones finish, and leaves; a second one leaves at once.
     """
+    from nybble.core import log
     from nybble.core.config import EngineConfig
+    from nybble.server.record import access_log
     from nybble.server.settings import Limits, ServerSettings
+    from nybble.server.tracing import Tracer
 
+    if log_format is not None:
+        os.environ["NYBBLE_LOG_FORMAT"] = log_format  # for the engine's process too
+    log.configure(in_thread=True)
+    for name in ("uvicorn", "asyncio"):
+        logging.getLogger(name).handlers[:] = log.logger.handlers
+    access_log.setLevel(logging.INFO)
     settings = ServerSettings(
-        api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
+        api_keys=(*(api_key or ()), *_keys_of(api_key_file, "--api-key-file")),
+        admin_keys=(*(admin_key or ()), *_keys_of(admin_key_file, "--admin-key-file")),
+        allow_origins=tuple(allow_origin or ()),
         served_model_name=served_model_name,
         tool_call_parser=tool_call_parser,
         limits=Limits(**limits),
     )
     tls = {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile} if ssl_certfile else {}
-    options = {**tls, "root_path": root_path, "timeout_graceful_shutdown": shutdown_timeout}
+    options = {**tls, "root_path": _root_path(root_path)}
     if bool(ssl_certfile) != bool(ssl_keyfile):
         raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both")
     config = EngineConfig.from_settings(model=model, **engine)
+    tracer = Tracer(otlp_traces_endpoint) if otlp_traces_endpoint else None
     # Before a large model is loaded, because the address may be taken.
     with _listen_on(uds) if uds else _listen_at(host, port) as listener:
-        code = asyncio.run(_serve(config, settings, listener, options))
+        code = asyncio.run(_serve(config, settings, listener, options, shutdown_timeout, tracer))
     if code:
         raise typer.Exit(code)
 
 
-def _keys_of(path: Path | None) -> list[str]:
+def _root_path(given: str) -> str:
+    path = given.rstrip("/")
+    if path and not path.startswith("/"):
+        raise ConfigError(f"--root-path must begin with /, got {given!r}")
+    return path
+
+
+def _keys_of(path: Path | None, flag: str) -> list[str]:
     if path is None:
         return []
     try:
         keys = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path}: {error}") from None
+        raise ConfigError(f"{flag} {path}: {error}") from None
     if not keys:
-        raise ConfigError(f"--api-key-file {path} holds no key")  # an empty file must not mean an open server
+        raise ConfigError(f"{flag} {path} holds no key")  # an empty file must not mean an open server
     return keys
 
 
@@ -120,17 +167,25 @@ def _listen_on(path: Path) -> Iterator[socket.socket]:
 
 
 async def _serve(
-    config: EngineConfig, settings: ServerSettings, listener: socket.socket, options: dict[str, Any]
+    config: EngineConfig,
+    settings: ServerSettings,
+    listener: socket.socket,
+    options: dict[str, Any],
+    shutdown_timeout: float,
+    tracer: Tracer | None,
 ) -> int:
     """Returns the exit code."""
     from nybble.engine.client import EngineClient
     from nybble.server.app import create_app
+    from nybble.server.collector import collect_when_quiet
+    from nybble.server.http_server import make_server
     from nybble.server.metrics import Metrics
+    from nybble.server.record import write_access_line
     from nybble.text.request_builder import RequestBuilder
     from nybble.text.tokenizer import Tokenizer
 
     begin = time.perf_counter()
-    print(f"Loading {config.model} …", file=sys.stderr, flush=True)
+    _say(f"Loading {config.model} …")
     stop = _Stop()
     client = EngineClient(config)
     try:
@@ -143,8 +198,11 @@ async def _serve(
         name = settings.served_model_name or ready.model
         metrics = Metrics(name, lambda: client.stats)
         client.on_step = metrics.stepped
-        app = create_app(client, tokenizer, RequestBuilder(tokenizer, ready.default_sampling), settings, metrics)
-        server = _server(app, options)
+        client.on_death = metrics.engine_died
+        builder = RequestBuilder(tokenizer, ready.default_sampling)
+        sinks = (write_access_line, tracer.record) if tracer else (write_access_line,)
+        app = create_app(client, tokenizer, builder, settings, metrics, sinks)
+        server = make_server(app, settings.limits, log_config=None, **options)
         address = _address(listener, options)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
@@ -152,24 +210,28 @@ async def _serve(
         if not server.started:
             return 1  # uvicorn has said why
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in ready.phase_seconds.items())
-        print(
+        _say(
             f"Serving {name} on {address}: {ready.num_kv_tokens:,} KV tokens, ready after "
-            f"{time.perf_counter() - begin:.1f} s ({phases})",
-            file=sys.stderr,
-            flush=True,
+            f"{time.perf_counter() - begin:.1f} s ({phases})"
         )
         assert client.dead is not None
+        collecting = asyncio.create_task(collect_when_quiet(lambda: client.num_open))
         await _first_of(serving, stop.wanted, client.dead)
         server.should_exit = True  # takes no more connections, and waits for the open ones
-        await _first_of(serving, stop.urged)
+        await _first_of(serving, stop.urged, timeout=shutdown_timeout)
+        await client.close()  # what is still running is told so
+        await _first_of(serving, timeout=LAST_WORDS_SECONDS)
         server.force_exit = True
         await serving
+        collecting.cancel()
         if client.dead.done():
-            print(f"error: {client.dead.result()}", file=sys.stderr)
+            _say(f"error: {client.dead.result()}")
             return 1
         return 0
     finally:
         await client.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 class _Stop:
@@ -188,18 +250,22 @@ class _Stop:
             future.set_result(None)
 
 
-async def _first_of(*futures: asyncio.Future[Any]) -> None:
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _server(app: FastAPI, options: dict[str, Any]) -> uvicorn.Server:
-    import uvicorn
+def _say(line: str) -> None:
+    """To whoever started the server; in a log of JSON it is a record like others."""
+    from nybble.core import env
+    from nybble.core.log import logger
 
-    class Server(uvicorn.Server):
-        def capture_signals(self) -> AbstractContextManager[None]:
-            return nullcontext()  # `_Stop` has them; uvicorn would raise them once more when it is done
-
-    return Server(uvicorn.Config(app, log_level="warning", access_log=False, **options))
+    if env.log_format() == "json":
+        notices = logger.getChild("serve")
+        notices.setLevel(logging.INFO)
+        notices.info(line)
+        return
+    with suppress(OSError):  # a full disk is no reason not to serve
+        print(line, file=sys.stderr, flush=True)
 
 
 def _address(listener: socket.socket, options: dict[str, Any]) -> str:

@@ -7,8 +7,9 @@
     ├── RequestError       this request cannot be served; others go on       (names the parameter and its range)
     ├── MemoryBudgetError  the memory settings leave too little              (needed, present, what to change)
     └── EngineDeadError    the engine has stopped; nothing more will come
+        └── EngineClosedError  because it was told to
 
-All but the last are the user's to mend, and say how; so commands print them without a traceback.
+All but the last two are the user's to mend, and say how; so commands print them without a traceback.
 """
 
 
@@ -42,3 +43,7 @@ class MemoryBudgetError(NybbleError):
 
 class EngineDeadError(NybbleError):
     """The engine stopped and can take no more work."""
+
+
+class EngineClosedError(EngineDeadError):
+    """The engine was stopped on purpose."""

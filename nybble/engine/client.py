@@ -7,10 +7,11 @@ know: HTTP, tokenizers, how anything is computed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -21,11 +22,14 @@ import zmq.asyncio
 from nybble.core import errors, messages
 from nybble.core.config import EngineConfig
 from nybble.core.delta_stream import DeltaStream
-from nybble.core.errors import EngineDeadError, NybbleError, RequestError
+from nybble.core.errors import EngineClosedError, EngineDeadError, NybbleError, RequestError
 from nybble.core.log import logger
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.core.stats import EngineStats
+
+PROMPTS_A_MESSAGE = 16
+"""Requests with the same parameters that travel together; the engine takes in a message as a whole between steps."""
 
 
 class EngineClient:
@@ -55,6 +59,7 @@ class EngineClient:
         self._steady_seconds = steady_seconds
         self._command = command
         self._streams: dict[str, DeltaStream] = {}
+        self._unsent: list[Request] = []  # submitted in this turn of the loop
         self._socket: zmq.asyncio.Socket | None = None  # while the engine serves
         self._supervisor: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -63,6 +68,7 @@ class EngineClient:
         self.process_id: int | None = None
         self.num_deaths = 0
         self.on_step: Callable[[messages.Stepped], None] | None = None  # for metrics
+        self.on_death: Callable[[], None] | None = None  # all that was open has ended without a step that says so
         self.dead: asyncio.Future[str] | None = None  # done, with the reason, when no engine will come any more
 
     @property
@@ -93,13 +99,15 @@ class EngineClient:
             EngineDeadError: the engine died; the request may be sent again.
         """
         request_id = request.request_id
+        if self._is_closing:
+            raise EngineClosedError("the engine is being stopped")
         if self._socket is None:
             raise EngineDeadError("no engine is serving at the moment")
         if request_id in self._streams:
             raise RequestError(f"request_id {request_id!r} is in use", parameter="request_id")
         stream = self._streams[request_id] = DeltaStream(request.params.n)
         try:
-            self._send(messages.Submit(request))
+            self._submit(request)
             while stream.num_open:
                 yield await stream.take()
         finally:
@@ -112,9 +120,22 @@ class EngineClient:
         """Requests that have not ended."""
         return len(self._streams)
 
+    @property
+    def open_ids(self) -> list[str]:
+        return list(self._streams)
+
+    def abort(self, request_id: str) -> None:
+        """End a request from outside: its reader gets what there is, with `finish_reason == "abort"`."""
+        self._send(messages.Abort(request_id))
+
+    def reset_prefix_cache(self) -> None:
+        """No request that comes later finds a prefix of before."""
+        self._send(messages.ResetPrefixCache())
+
     async def close(self, timeout: float = 10.0) -> None:
-        """Stop the process; what is open gets an EngineDeadError. Wait for it to end before, if that is wanted."""
+        """Stop the process; what is open gets an EngineClosedError. Wait for it to end before, if that is wanted."""
         self._is_closing = True
+        self._fail_all(EngineClosedError("the engine was stopped"))
         if self._supervisor is None:
             return
         if self._socket is not None:
@@ -126,8 +147,23 @@ class EngineClient:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
 
+    def _submit(self, request: Request) -> None:
+        """At the end of this turn of the loop: prompts that share their parameters share a message then."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(request)
+
+    def _flush(self) -> None:
+        requests, self._unsent = self._unsent, []
+        if self._socket is None:
+            return  # they were failed when it went
+        for _, group in itertools.groupby(requests, key=lambda request: id(request.params)):
+            for batch in batched(group, PROMPTS_A_MESSAGE):
+                self._socket.send(messages.encode(messages.Submit.of(batch[0].params, batch)))
+
     def _send(self, message: messages.ToEngine) -> None:
         """Without waiting: the socket's queue has no end, and whoever waited would hang where the process does."""
+        self._flush()  # what was submitted before comes before
         if self._socket is not None:
             self._socket.send(messages.encode(message))
 
@@ -184,8 +220,9 @@ class EngineClient:
                 return f"exit status {await ended}"
             finally:
                 self._socket = self.ready = self.process_id = None
-                what = "the engine was stopped" if self._is_closing else "the engine process died"
-                self._fail_all(EngineDeadError(what))
+                self._fail_all(EngineDeadError("the engine process died"))
+                if self.on_death is not None:
+                    self.on_death()
                 process.stdin.close()  # it leaves by itself on that, if it still can
                 if not ended.done():
                     await asyncio.wait([ended], timeout=1.0)
@@ -237,6 +274,13 @@ class EngineClient:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)
+
+
+def batched(items: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    """As itertools.batched, which Python has since 3.12."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 def _error_of(failure: messages.StartFailed) -> NybbleError:

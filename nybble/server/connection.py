@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -86,8 +87,6 @@ class Connection(H11Protocol):
             h11.Data(data=body),
             h11.EndOfMessage(),
         )
-        try:
+        with suppress(h11.LocalProtocolError):  # in the middle of an answer there is nothing to say
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
-        except h11.LocalProtocolError:  # in the middle of an answer there is nothing to say
-            pass
         self.transport.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Annotated
 
@@ -46,19 +47,29 @@ class Limits:
 class ServerSettings:
     """
     Args:
+        admin_keys: open the control routes, and all others.
+        allow_origins: pages of these origins may use the API from a browser; "*" is any.
         api_keys: with any, every route but /health and the page asks for one of them.
         served_model_name: what clients call the model; None is the engine's name for it.
         tool_call_parser: the format of the model's tool calls; None goes by its chat template.
     """
 
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
     served_model_name: str | None = None
     tool_call_parser: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if not all(key and key == key.strip() for key in self.api_keys):
-            # `--api-key "$KEY"` with KEY unset must not let everyone in.
-            raise ConfigError("api_key must not be empty nor begin or end with blanks")
+        for name, keys in (("api_key", self.api_keys), ("admin_key", self.admin_keys)):
+            if not all(key and key == key.strip() for key in keys):
+                # `--api-key "$KEY"` with KEY unset must not let everyone in.
+                raise ConfigError(f"{name} must not be empty nor begin or end with blanks")
+        if set(self.api_keys) & set(self.admin_keys):
+            raise ConfigError("admin_key must be another than every api_key: those who have that are no admins")
+        for origin in self.allow_origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ConfigError(f"allow_origin must be * or like https://example.org, got {origin!r}")
         if self.tool_call_parser is not None and self.tool_call_parser not in FORMATS:
             raise ConfigError(f"tool_call_parser must be one of {', '.join(FORMATS)}, got {self.tool_call_parser!r}")

@@ -16,7 +16,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nybble.core.log import logger
-from nybble.server.errors import as_api_error
+from nybble.server.errors import ApiError, as_api_error
+from nybble.server.record import RequestRecord
 
 DONE = b"data: [DONE]\n\n"
 STREAM_START: Message = {
@@ -50,12 +51,19 @@ class Reply(Response):
         self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._guarded(scope, receive, send))
+        state = scope.get("state", {})
+        record: RequestRecord | None = state.get("record")
+        transport: asyncio.Transport | None = state.get("transport")
+        work = asyncio.create_task(self._guarded(send, record, transport))
         watch = asyncio.create_task(_disconnected(receive))
         try:
             while not work.done():
                 await asyncio.wait((work, watch), timeout=self._max_send_seconds, return_when=asyncio.FIRST_COMPLETED)
+                if self._is_stuck() and transport is not None:
+                    transport.abort()  # closing it would wait for its reader
                 if watch.done() or self._is_stuck():
+                    if record is not None and not work.done():
+                        record.error = "client_too_slow" if self._is_stuck() else "client_gone"
                     break
         finally:
             # Waited for, so that the engine has been told when this returns.
@@ -63,7 +71,8 @@ class Reply(Response):
                 task.cancel()
             await asyncio.gather(watch, work, return_exceptions=True)
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send) -> ApiError | None:
+        """Returns the error that it answered with."""
         raise NotImplementedError
 
     async def send_in_time(self, send: Send, message: Message) -> None:
@@ -75,9 +84,16 @@ class Reply(Response):
         since = self._sending_since
         return since is not None and time.monotonic() - since >= self._max_send_seconds
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, send: Send, record: RequestRecord | None, transport: asyncio.Transport | None) -> None:
+        async def send_if_open(message: Message) -> None:
+            if transport is not None and transport.is_closing():
+                raise ConnectionError("the connection is closed")
+            await send(message)
+
         try:
-            await self.answer(send)
+            failure = await self.answer(send_if_open)
+            if failure is not None and record is not None:
+                record.error = failure.code
         except OSError:  # the connection broke
             logger.debug("a client went away", exc_info=True)
 
@@ -89,8 +105,9 @@ class EventStream(Reply):
         super().__init__(max_send_seconds)
         self._events = events
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send) -> ApiError | None:
         has_started = False
+        failure = None
         last = DONE
         try:
             async with aclosing(self._events) as events:
@@ -103,9 +120,10 @@ class EventStream(Reply):
             failure = as_api_error(error)
             if not has_started:
                 await failure.response()({"type": "http"}, _nothing, send)
-                return
+                return failure
             last = b"data: " + failure.body() + b"\n\n"
         await self.send_in_time(send, {"type": "http.response.body", "body": last})
+        return failure
 
 
 class WholeReply(Reply):
@@ -115,15 +133,18 @@ class WholeReply(Reply):
         super().__init__(max_send_seconds)
         self._make_body = body
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send) -> ApiError | None:
+        failure = None
         try:
             response = Response(_encode(await self._make_body()), media_type="application/json")
         except Exception as error:
-            response = as_api_error(error).response()
+            failure = as_api_error(error)
+            response = failure.response()
         await self.send_in_time(
             send, {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         )
         await self.send_in_time(send, {"type": "http.response.body", "body": response.body})
+        return failure
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -57,7 +57,7 @@ def test_a_client_that_goes_is_aborted() -> None:
                 await until(lambda e=engine: e.num_open == 0)
                 assert len(engine.aborted) == num
                 admission = app.state.context.admission
-                await until(lambda a=admission: (a.num_requests, a.num_tokens) == (0, 0))
+                await until(lambda a=admission: (a.num_completions, a.num_tokens) == (0, 0))
 
     run(main)
 
@@ -98,7 +98,7 @@ def test_large_bodies_and_many_that_wait_do_not_stall_the_loop() -> None:
         assert engine.ready is not None
         engine.ready.max_model_len = 10_000_000
         engine.first_gate = asyncio.Event()
-        app = make_app(engine, Limits(max_queued_requests=5000))
+        app = make_app(engine, Limits(max_queued_requests=5000, max_prompt_chars=1 << 23))
         lags = []
 
         async def watch() -> None:
@@ -129,6 +129,6 @@ def test_large_bodies_and_many_that_wait_do_not_stall_the_loop() -> None:
                     assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
                     writer.close()
                 await until(lambda: engine.num_open == 0)
-                assert app.state.context.admission.num_requests == 0
+                assert app.state.context.admission.num_completions == 0
 
     run(main)
