@@ -176,7 +176,7 @@ def _caller(request: Request) -> Caller:
 
 def _answer_error(request: Request, error: Exception) -> Response:
     failure = as_api_error(error)
-    record_of(request.scope).error = failure.code
+    record_of(request.scope).error = failure.word
     return failure.response()
 
 

@@ -15,6 +15,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from nybble.server.errors import ApiError
+from nybble.server.limits import HEAD_TOO_LARGE
 from nybble.server.turns import Door
 
 LARGE_PIECE = 64 << 10
@@ -76,7 +77,7 @@ class Connection(H11Protocol):
         """uvicorn calls this where it handles h11's error, which knows the status."""
         cause = sys.exception()
         status = cause.error_status_hint if isinstance(cause, h11.RemoteProtocolError) else 400
-        words = "the head of the request is too large" if status == 431 else "this is no valid HTTP request"
+        words = HEAD_TOO_LARGE if status == 431 else "this is no valid HTTP request"
         self._refuse(ApiError(status, words))
 
     def _refuse(self, error: ApiError) -> None:

@@ -40,6 +40,11 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
+    @property
+    def word(self) -> str:
+        """For logs."""
+        return self.code or _type_of(self.status)
+
     def body(self) -> bytes:
         detail = {"message": self.message, "type": _type_of(self.status), "param": self.parameter, "code": self.code}
         return msgspec.json.encode({"error": detail})

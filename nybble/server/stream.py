@@ -36,6 +36,10 @@ def event(body: Any) -> bytes:
     return b"data: " + _encode(body) + b"\n\n"
 
 
+class ClientGoneError(ConnectionError):
+    """Nothing can be sent any more."""
+
+
 class Reply(Response):
     """Runs `answer` until it is done or the client has gone.
 
@@ -87,15 +91,15 @@ class Reply(Response):
     async def _guarded(self, send: Send, record: RequestRecord | None, transport: asyncio.Transport | None) -> None:
         async def send_if_open(message: Message) -> None:
             if transport is not None and transport.is_closing():
-                raise ConnectionError("the connection is closed")
+                raise ClientGoneError
             await send(message)
 
         try:
             failure = await self.answer(send_if_open)
             if failure is not None and record is not None:
-                record.error = failure.code
-        except OSError:  # the connection broke
-            logger.debug("a client went away", exc_info=True)
+                record.error = failure.word
+        except ClientGoneError:
+            logger.debug("a client went away")
 
 
 class EventStream(Reply):
@@ -116,6 +120,8 @@ class EventStream(Reply):
                         has_started = True
                         await self.send_in_time(send, STREAM_START)
                     await self.send_in_time(send, {"type": "http.response.body", "body": data, "more_body": True})
+        except ClientGoneError:
+            raise
         except Exception as error:
             failure = as_api_error(error)
             if not has_started:

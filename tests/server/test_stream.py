@@ -1,14 +1,13 @@
 """Clients that go, that do not read, and that come in thousands, against a real uvicorn."""
 
 import asyncio
-import json
 import time
 from typing import Any
 
 import httpx
 import pytest
 from support.fake_engine import FakeEngine
-from support.server import make_app, on_port, run, tiny_tokenizer, until
+from support.server import connect, make_app, on_port, request_of, run, tiny_tokenizer, until
 
 from nybble.server.settings import Limits
 
@@ -18,18 +17,6 @@ BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "ignore
 
 def fake(**options: Any) -> FakeEngine:
     return FakeEngine(tiny_tokenizer(), **options)
-
-
-def request_of(body: dict[str, Any], path: str = CHAT) -> bytes:
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
-
-
-async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
 
 
 def test_a_client_that_goes_is_aborted() -> None:
