@@ -181,21 +181,25 @@ def test_logs_in_json_tls_and_control(tmp_path: Path) -> None:
         with httpx.Client(verify=ssl.create_default_context(cafile=certificate)) as client:
             url = served.url.removesuffix("/llm")  # as a proxy sends it, that has taken the prefix off
             body = {"messages": QUESTION, "temperature": 0}
-            for _ in range(2):
-                answer = client.post(f"{url}/v1/chat/completions", json=body, headers={"x-request-id": "mine"})
-                assert answer.json()["choices"][0]["message"]["content"] == "12 + 30 = 42"
-                cached = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-                assert client.post(f"{url}/reset_prefix_cache").status_code == 403
-                headers = {"authorization": "Bearer root"}
-                assert client.post(f"{url}/reset_prefix_cache", headers=headers).status_code == 200
-                assert cached == 0
+            answer = client.post(f"{url}/v1/chat/completions", json=body, headers={"x-request-id": "mine"})
+            assert answer.json()["choices"][0]["message"]["content"] == "12 + 30 = 42"
+            admin = {"authorization": "Bearer root"}
+            cached = []
+            for may_reset in (False, True, True):
+                answer = client.post(f"{url}/v1/completions", json={"prompt": [5] * 64, "max_tokens": 1})
+                cached.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+                headers = admin if may_reset else {}
+                reset = client.post(f"{url}/reset_prefix_cache", headers=headers)
+                assert reset.status_code == (200 if may_reset else 403)
+            assert (cached[0], cached[2]) == (0, 0)
+            assert cached[1] > 0
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=20) == 0
         assert served.has_said_all()
     lines = [json.loads(line) for line in served.lines]
     assert lines[0]["message"] == "Loading tiny …"
     access = [line for line in lines if line["message"] == "request"]
-    assert [line["status"] for line in access] == [200, 403, 200] * 2
+    assert [line["status"] for line in access] == [200, 200, 403, 200, 200, 200, 200]
     assert (access[0]["request_id"], access[0]["finish_reasons"]) == ("mine", "stop")
     assert access[0]["completion_tokens"] > 5
     assert access[0]["queue_seconds"] >= 0
@@ -248,6 +252,33 @@ def test_an_engine_that_is_killed_is_told_and_replaced() -> None:
         assert statuses == {200, 503}
         answer = served.client.chat.completions.create(model="tiny", messages=QUESTION, temperature=0)
         assert answer.choices[0].message.content == "12 + 30 = 42"
+
+
+def test_the_request_of_a_killed_client_ends_within_a_step() -> None:
+    with serving() as served:
+        program = f"""
+import httpx
+body = {{"prompt": "a", "stream": True, "ignore_eos": True, "max_tokens": 2000}}
+with httpx.stream("POST", "{served.url}/v1/completions", json=body, timeout=60) as response:
+    for line in response.iter_lines():
+        print(line, flush=True)
+"""
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            assert client.stdout.readline()
+            client.kill()
+
+        def metric(name: str) -> float:
+            text = httpx.get(f"{served.url}/metrics").text
+            return float(re.findall(rf"^nybble:{name}{{.*}} (\S+)$", text, re.MULTILINE)[0])
+
+        begin = time.monotonic()
+        while metric("num_requests_running"):
+            assert time.monotonic() - begin < 5
+        num_generated = metric("generation_tokens_total")
+        assert 0 < num_generated < 1500
+        time.sleep(0.1)
+        assert metric("generation_tokens_total") == num_generated
 
 
 def test_a_busy_port_shows_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

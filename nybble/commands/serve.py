@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -175,6 +176,7 @@ async def _serve(
     tracer: Tracer | None,
 ) -> int:
     """Returns the exit code."""
+    from nybble.core.log import logger
     from nybble.engine.client import EngineClient
     from nybble.server.app import create_app
     from nybble.server.collector import collect_when_quiet
@@ -214,6 +216,8 @@ async def _serve(
             f"Serving {name} on {address}: {ready.num_kv_tokens:,} KV tokens, ready after "
             f"{time.perf_counter() - begin:.1f} s ({phases})"
         )
+        if not settings.api_keys and not _is_local(listener):
+            logger.warning("whoever reaches this address may use the model: --api-key would ask them for a key")
         assert client.dead is not None
         collecting = asyncio.create_task(collect_when_quiet(lambda: client.num_open))
         await _first_of(serving, stop.wanted, client.dead)
@@ -266,6 +270,10 @@ def _say(line: str) -> None:
         return
     with suppress(OSError):  # a full disk is no reason not to serve
         print(line, file=sys.stderr, flush=True)
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _address(listener: socket.socket, options: dict[str, Any]) -> str:

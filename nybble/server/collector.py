@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Callable
 
-YOUNG_OBJECTS, YOUNG_ROUNDS = 5000, 5
+YOUNG_OBJECTS, YOUNG_ROUNDS = 2000, 5
 """A collection of what is young looks at no more than their product."""
 
 NEVER = 1 << 30

@@ -47,6 +47,11 @@ class Metrics:
         self._first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", LATENCIES)
         self._inter_token = histogram("inter_token_latency_seconds", "Between two tokens.", TOKEN_LATENCIES)
         self._queue = histogram("request_queue_time_seconds", "Arrival to first scheduling.", REQUEST_LATENCIES)
+        self._prefill = histogram("request_prefill_time_seconds", "First scheduling to first token.", REQUEST_LATENCIES)
+        self._decode = histogram("request_decode_time_seconds", "First token to last.", REQUEST_LATENCIES)
+        self._inference = histogram(
+            "request_inference_time_seconds", "First scheduling to last token.", REQUEST_LATENCIES
+        )
         self._whole = histogram("e2e_request_latency_seconds", "Arrival to last token.", REQUEST_LATENCIES)
         self._prompt = histogram("request_prompt_tokens", "Tokens of a prompt.", LENGTHS)
         self._generated = histogram("request_generation_tokens", "Tokens of a completion.", LENGTHS)
@@ -108,13 +113,18 @@ class Metrics:
         timing = delta.timing
         if timing is None:
             return
-        for metric, end in (
-            (self._queue, timing.first_scheduled_time),
-            (self._first_token, timing.first_token_time),
-            (self._whole, timing.finished_time),
+        arrival, scheduled = timing.arrival_time, timing.first_scheduled_time
+        first, last = timing.first_token_time, timing.finished_time
+        for metric, begin, end in (
+            (self._queue, arrival, scheduled),
+            (self._first_token, arrival, first),
+            (self._prefill, scheduled, first),
+            (self._decode, first, last),
+            (self._inference, scheduled, last),
+            (self._whole, arrival, last),
         ):
-            if end is not None:
-                metric.observe(end - timing.arrival_time)
+            if begin is not None and end is not None:
+                metric.observe(end - begin)
 
 
 class _EngineCollector(Collector):

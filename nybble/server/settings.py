@@ -18,7 +18,7 @@ class Limits:
     max_head_seconds: Annotated[float, "seconds to send these in"] = 20.0
     max_body_bytes: Annotated[int, "bytes of a request's body"] = 8 << 20
     max_body_seconds: Annotated[float, "seconds to send a body in"] = 60.0
-    max_send_seconds: Annotated[float, "seconds after which a reader that takes nothing is given up"] = 120.0
+    max_send_seconds: Annotated[float, "seconds that a client may leave what is sent unread"] = 120.0
     max_json_depth: Annotated[int, "nesting of a body"] = 64
     max_json_containers: Annotated[int, "arrays and objects of a body; each costs far more than its two bytes"] = (
         1 << 16

@@ -1,16 +1,21 @@
 """Connections of clients that are slow, broken or hostile, against a real server on a port."""
 
 import asyncio
+import gc
 import logging
 import time
+import weakref
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from support.fake_engine import FakeEngine
 from support.server import connect, make_app, on_port, request_of, run, tiny_tokenizer, until
 
+from nybble.server.collector import QUIET, collect_when_quiet
 from nybble.server.settings import Limits
+from nybble.server.turns import NUM_A_TURN, Door
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
@@ -136,5 +141,46 @@ def test_large_bodies_in_pieces_arrive_whole() -> None:
             answers = await asyncio.gather(*(exchange(url, *pieces) for _ in range(3)))
             assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
             assert len({answer.partition(b"\r\n\r\n")[2] for answer in answers}) == 1
+
+    run(main)
+
+
+def test_the_door_lets_a_few_in_each_turn() -> None:
+    async def main() -> None:
+        door, seen, turns = Door(), [], []
+        for number in range(50):
+            door.queue(lambda number=number: seen.append(number))
+        while len(seen) < 50:
+            await asyncio.sleep(0)
+            turns.append(len(seen))
+        assert seen == list(range(50))
+        assert max(b - a for a, b in pairwise([0, *turns])) == NUM_A_TURN
+        door.queue(lambda: seen.append(50))
+        await asyncio.sleep(0)
+        assert seen[-1] == 50
+
+    run(main)
+
+
+def test_garbage_waits_for_quiet() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.itself = self
+
+    async def main() -> None:
+        before = gc.get_threshold()
+        num_open = QUIET + 1
+        collecting = asyncio.create_task(collect_when_quiet(lambda: num_open, period_seconds=0.01))
+        await asyncio.sleep(0.05)
+        ring = weakref.ref(kept := Ring())
+        gc.collect(1)  # what lives through this is old
+        del kept
+        await asyncio.sleep(0.05)
+        assert ring() is not None
+        num_open = QUIET
+        await until(lambda: ring() is None)
+        collecting.cancel()
+        await asyncio.gather(collecting, return_exceptions=True)
+        assert gc.get_threshold() == before
 
     run(main)

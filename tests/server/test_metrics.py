@@ -68,6 +68,9 @@ def test_durations_follow_from_the_steps() -> None:
     assert found["request_queue_time_seconds_sum"] == pytest.approx(0.2)
     assert found["time_to_first_token_seconds_sum"] == pytest.approx(0.5)
     assert found["e2e_request_latency_seconds_sum"] == pytest.approx(2)
+    assert found["request_prefill_time_seconds_sum"] == pytest.approx(0.3)
+    assert found["request_decode_time_seconds_sum"] == pytest.approx(1.5)
+    assert found["request_inference_time_seconds_sum"] == pytest.approx(1.8)
     assert found["inter_token_latency_seconds_count"] == 3  # as many as tokens after the first
     assert found["request_generation_tokens_sum"] == 4
     assert found["request_prompt_tokens_sum"] == 12
