@@ -351,6 +351,7 @@ def test_ctrl_c_while_it_loads() -> None:
         (["--max-model-len", "1"], "max_model_len must be an integer"),
         (["--max-n", "0"], "max_n must be a positive number, got 0"),
         (["--ssl-certfile", "a.pem"], "--ssl-certfile and --ssl-keyfile go together"),
+        (["--ssl-certfile", "a.pem", "--ssl-keyfile", "b.pem"], "--ssl-certfile a.pem --ssl-keyfile b.pem: "),
         (["--api-key-file", "missing"], "--api-key-file missing: "),
         (["--api-key", ""], "api_key must not be empty"),
         (["--admin-key", ""], "admin_key must not be empty"),

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from nybble.commands.listening import (
+    address_of,
+    checked_root_path,
+    checked_tls,
+    is_local,
+    listen_at,
+    listen_on,
+    read_keys,
+)
 from nybble.commands.options import ModelArgument, with_flags
-from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from nybble.core.config import EngineConfig
@@ -95,76 +101,25 @@ def serve(
     if log_format is not None:
         os.environ["NYBBLE_LOG_FORMAT"] = log_format  # for the engine's process too
     log.configure(in_thread=True)
-    for name in ("uvicorn", "asyncio"):
+    for name in ("uvicorn", "asyncio", "opentelemetry"):
         logging.getLogger(name).handlers[:] = log.logger.handlers
     access_log.setLevel(logging.INFO)
     settings = ServerSettings(
-        api_keys=(*(api_key or ()), *_keys_of(api_key_file, "--api-key-file")),
-        admin_keys=(*(admin_key or ()), *_keys_of(admin_key_file, "--admin-key-file")),
+        api_keys=(*(api_key or ()), *read_keys(api_key_file, "--api-key-file")),
+        admin_keys=(*(admin_key or ()), *read_keys(admin_key_file, "--admin-key-file")),
         allow_origins=tuple(allow_origin or ()),
         served_model_name=served_model_name,
         tool_call_parser=tool_call_parser,
         limits=Limits(**limits),
     )
-    tls = {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile} if ssl_certfile else {}
-    options = {**tls, "root_path": _root_path(root_path)}
-    if bool(ssl_certfile) != bool(ssl_keyfile):
-        raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both")
+    options = {**checked_tls(ssl_certfile, ssl_keyfile), "root_path": checked_root_path(root_path)}
     config = EngineConfig.from_settings(model=model, **engine)
     tracer = Tracer(otlp_traces_endpoint) if otlp_traces_endpoint else None
     # Before a large model is loaded, because the address may be taken.
-    with _listen_on(uds) if uds else _listen_at(host, port) as listener:
+    with listen_on(uds) if uds else listen_at(host, port) as listener:
         code = asyncio.run(_serve(config, settings, listener, options, shutdown_timeout, tracer))
     if code:
         raise typer.Exit(code)
-
-
-def _root_path(given: str) -> str:
-    path = given.rstrip("/")
-    if path and not path.startswith("/"):
-        raise ConfigError(f"--root-path must begin with /, got {given!r}")
-    return path
-
-
-def _keys_of(path: Path | None, flag: str) -> list[str]:
-    if path is None:
-        return []
-    try:
-        keys = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{flag} {path}: {error}") from None
-    if not keys:
-        raise ConfigError(f"{flag} {path} holds no key")  # an empty file must not mean an open server
-    return keys
-
-
-@contextmanager
-def _listen_at(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: {error}; choose another port, 0 takes a free one") from None
-    with listener:
-        yield listener
-
-
-@contextmanager
-def _listen_on(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket that only this user can connect to, gone at the end."""
-    listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        raise ConfigError(f"--uds {path}: {error}; if no server uses it any more, remove the file") from None
-    finally:
-        os.umask(before)
-    try:
-        with listener:
-            yield listener
-    finally:
-        path.unlink(missing_ok=True)
 
 
 async def _serve(
@@ -205,7 +160,7 @@ async def _serve(
         sinks = (write_access_line, tracer.record) if tracer else (write_access_line,)
         app = create_app(client, tokenizer, builder, settings, metrics, sinks)
         server = make_server(app, settings.limits, log_config=None, **options)
-        address = _address(listener, options)
+        address = address_of(listener, has_tls="ssl_certfile" in options, root_path=options["root_path"])
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -216,20 +171,21 @@ async def _serve(
             f"Serving {name} on {address}: {ready.num_kv_tokens:,} KV tokens, ready after "
             f"{time.perf_counter() - begin:.1f} s ({phases})"
         )
-        if not settings.api_keys and not _is_local(listener):
+        if not settings.api_keys and not is_local(listener):
             logger.warning("whoever reaches this address may use the model: --api-key would ask them for a key")
         assert client.dead is not None
         collecting = asyncio.create_task(collect_when_quiet(lambda: client.num_open))
         await _first_of(serving, stop.wanted, client.dead)
         server.should_exit = True  # takes no more connections, and waits for the open ones
         await _first_of(serving, stop.urged, timeout=shutdown_timeout)
-        await client.close()  # what is still running is told so
+        # What is still running is told so. A second signal does not wait for a process that does not listen.
+        await client.close(timeout=1.0 if stop.urged.done() else 10.0)
         await _first_of(serving, timeout=LAST_WORDS_SECONDS)
         server.force_exit = True
         await serving
         collecting.cancel()
         if client.dead.done():
-            _say(f"error: {client.dead.result()}")
+            _say(f"error: {client.dead.result()}", logging.ERROR)
             return 1
         return 0
     finally:
@@ -258,7 +214,7 @@ async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None)
     await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _say(line: str) -> None:
+def _say(line: str, level: int = logging.INFO) -> None:
     """To whoever started the server; in a log of JSON it is a record like others."""
     from nybble.core import env
     from nybble.core.log import logger
@@ -266,19 +222,7 @@ def _say(line: str) -> None:
     if env.log_format() == "json":
         notices = logger.getChild("serve")
         notices.setLevel(logging.INFO)
-        notices.info(line)
+        notices.log(level, line)
         return
     with suppress(OSError):  # a full disk is no reason not to serve
         print(line, file=sys.stderr, flush=True)
-
-
-def _is_local(listener: socket.socket) -> bool:
-    return listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-
-
-def _address(listener: socket.socket, options: dict[str, Any]) -> str:
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{listener.getsockname()}"
-    scheme = "https" if "ssl_certfile" in options else "http"
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{options['root_path']}"

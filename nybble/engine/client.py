@@ -7,11 +7,10 @@ know: HTTP, tokenizers, how anything is computed.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -27,9 +26,7 @@ from nybble.core.log import logger
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.core.stats import EngineStats
-
-PROMPTS_A_MESSAGE = 16
-"""Requests with the same parameters that travel together; the engine takes in a message as a whole between steps."""
+from nybble.engine.outbox import Outbox
 
 
 class EngineClient:
@@ -59,8 +56,7 @@ class EngineClient:
         self._steady_seconds = steady_seconds
         self._command = command
         self._streams: dict[str, DeltaStream] = {}
-        self._unsent: list[Request] = []  # submitted in this turn of the loop
-        self._socket: zmq.asyncio.Socket | None = None  # while the engine serves
+        self._outbox: Outbox | None = None  # while the engine serves
         self._supervisor: asyncio.Task[None] | None = None
         self._is_closing = False
         self.ready: messages.Ready | None = None
@@ -74,7 +70,7 @@ class EngineClient:
     @property
     def is_serving(self) -> bool:
         """An engine is up, and showed a sign of life lately."""
-        return self._socket is not None
+        return self._outbox is not None
 
     async def start(self) -> messages.Ready:
         """Start the engine; returns when it can serve.
@@ -101,13 +97,13 @@ class EngineClient:
         request_id = request.request_id
         if self._is_closing:
             raise EngineClosedError("the engine is being stopped")
-        if self._socket is None:
+        if self._outbox is None:
             raise EngineDeadError("no engine is serving at the moment")
         if request_id in self._streams:
             raise RequestError(f"request_id {request_id!r} is in use", parameter="request_id")
         stream = self._streams[request_id] = DeltaStream(request.params.n)
         try:
-            self._submit(request)
+            self._outbox.submit(request)
             while stream.num_open:
                 yield await stream.take()
         finally:
@@ -138,7 +134,7 @@ class EngineClient:
         self._fail_all(EngineClosedError("the engine was stopped"))
         if self._supervisor is None:
             return
-        if self._socket is not None:
+        if self._outbox is not None:
             self._send(messages.Close())
         else:
             self._supervisor.cancel()  # it is building, or waiting for its next try
@@ -147,25 +143,9 @@ class EngineClient:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
 
-    def _submit(self, request: Request) -> None:
-        """At the end of this turn of the loop: prompts that share their parameters share a message then."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(request)
-
-    def _flush(self) -> None:
-        requests, self._unsent = self._unsent, []
-        if self._socket is None:
-            return  # they were failed when it went
-        for _, group in itertools.groupby(requests, key=lambda request: id(request.params)):
-            for batch in batched(group, PROMPTS_A_MESSAGE):
-                self._socket.send(messages.encode(messages.Submit.of(batch[0].params, batch)))
-
     def _send(self, message: messages.ToEngine) -> None:
-        """Without waiting: the socket's queue has no end, and whoever waited would hang where the process does."""
-        self._flush()  # what was submitted before comes before
-        if self._socket is not None:
-            self._socket.send(messages.encode(message))
+        if self._outbox is not None:
+            self._outbox.send(message)
 
     async def _supervise(self, first_start: asyncio.Future[messages.Ready], dead: asyncio.Future[str]) -> None:
         failures_in_a_row = 0
@@ -219,7 +199,9 @@ class EngineClient:
             except (ConnectionError, BrokenPipeError):
                 return f"exit status {await ended}"
             finally:
-                self._socket = self.ready = self.process_id = None
+                if self._outbox is not None:
+                    self._outbox.close()
+                self._outbox = self.ready = self.process_id = None
                 self._fail_all(EngineDeadError("the engine process died"))
                 if self.on_death is not None:
                     self.on_death()
@@ -237,7 +219,7 @@ class EngineClient:
         while True:
             receiving = asyncio.ensure_future(socket.recv())
             # Building may take long and says nothing meanwhile; only serving is watched.
-            timeout = self._stall_seconds if self._socket is not None else None
+            timeout = self._stall_seconds if self._outbox is not None else None
             await asyncio.wait([receiving, ended], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 receiving.cancel()
@@ -249,7 +231,7 @@ class EngineClient:
                 if (stream := self._streams.pop(message.request_id, None)) is not None:
                     stream.fail(RequestError(message.message, parameter=message.parameter))
             elif isinstance(message, messages.Ready):
-                self.ready, self._socket = message, socket
+                self.ready, self._outbox = message, Outbox(socket.send)
                 if not first_start.done():
                     first_start.set_result(message)
             elif isinstance(message, messages.StartFailed):
@@ -274,13 +256,6 @@ class EngineClient:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)
-
-
-def batched(items: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    """As itertools.batched, which Python has since 3.12."""
-    rest = iter(items)
-    while batch := list(itertools.islice(rest, size)):
-        yield batch
 
 
 def _error_of(failure: messages.StartFailed) -> NybbleError:

@@ -15,7 +15,6 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from nybble.core.log import logger
 from nybble.server.errors import ApiError, as_api_error
 from nybble.server.record import RequestRecord
 
@@ -99,7 +98,8 @@ class Reply(Response):
             if failure is not None and record is not None:
                 record.error = failure.word
         except ClientGoneError:
-            logger.debug("a client went away")
+            if record is not None:
+                record.error = "client_gone"
 
 
 class EventStream(Reply):

@@ -8,7 +8,8 @@ from nybble.core import messages
 from nybble.core.config import EngineConfig
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
-from nybble.engine.client import PROMPTS_A_MESSAGE, EngineClient
+from nybble.engine.client import EngineClient
+from nybble.engine.outbox import PROMPTS_A_MESSAGE, Outbox
 
 
 class Socket:
@@ -22,7 +23,8 @@ class Socket:
 def test_prompts_that_share_their_parameters_share_messages() -> None:
     async def main() -> None:
         client = EngineClient(EngineConfig(model="tiny"))
-        client._socket = socket = Socket()  # type: ignore[assignment]
+        socket = Socket()
+        client._outbox = Outbox(socket.send)
         shared, other = SamplingParams(bad_words=["x"] * 100), SamplingParams(seed=1)
         num = 2 * PROMPTS_A_MESSAGE + 3
         requests = [
@@ -55,7 +57,8 @@ def test_prompts_that_share_their_parameters_share_messages() -> None:
 def test_an_abort_does_not_overtake_its_request() -> None:
     async def main() -> None:
         client = EngineClient(EngineConfig(model="tiny"))
-        client._socket = socket = Socket()  # type: ignore[assignment]
+        socket = Socket()
+        client._outbox = Outbox(socket.send)
         task = asyncio.create_task(anext(client.stream(Request(request_id="a", prompt_token_ids=[1]))))
         await asyncio.sleep(0)
         client.abort("a")
