@@ -1,10 +1,12 @@
 """Streamed tokens a second through the HTTP server alone: a real uvicorn, and an engine that answers at once.
 
     python -m benchmarks.server_streams --streams 128 --tokens 500
+    python -m benchmarks.server_streams --burst 2000
 
 The server is a process of its own; this one is the client: raw sockets, all streams at once, one request after another
 on each connection. The engine "steps" as fast as the event loop lets it and gives every open stream one token a step,
-so each token is an event, and a write, of its own. Event-loop lag is how much later than asked a 5 ms sleep ends.
+so each token is an event, and a write, of its own. In a burst so many clients ask for one token at once, on new
+connections and then once more on the same ones. Event-loop lag is how much later than asked a 5 ms sleep ends.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 import json
 import resource
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500, help="a request")
     parser.add_argument("--requests", type=int, default=2, help="on each connection, in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--burst", type=int, metavar="N", help="N requests at once, in place of the streams")
     parser.add_argument("--route", choices=["chat", "completions"], default="chat")
     parser.add_argument("--profile", metavar="FILE", help="write the server's cProfile statistics")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -57,19 +61,59 @@ async def measure(options: argparse.Namespace) -> None:
         rates = []
         for _ in range(options.rounds):
             begin = time.perf_counter()
-            num_tokens = await run_round(port, options, options.requests)
-            rates.append(num_tokens / (time.perf_counter() - begin))
+            if options.burst:
+                num = await run_burst(port, options)
+            else:
+                num = await run_round(port, options, options.requests)
+            rates.append(num / (time.perf_counter() - begin))
     finally:
         server.send_signal(signal.SIGUSR2)
     report = json.loads(server.stdout.readline())
     server.wait()
-    print(f"{options.streams} streams of {options.tokens} tokens, {options.route}, {options.rounds} rounds")
-    print(f"tokens/s: median {statistics.median(rates):,.0f} (from {min(rates):,.0f} to {max(rates):,.0f})")
+    if options.burst:
+        print(f"bursts of {options.burst} requests, {options.route}, {options.rounds} rounds")
+    else:
+        print(f"{options.streams} streams of {options.tokens} tokens, {options.route}, {options.rounds} rounds")
+    unit = "requests" if options.burst else "tokens"
+    print(f"{unit}/s: median {statistics.median(rates):,.0f} (from {min(rates):,.0f} to {max(rates):,.0f})")
     print("server: " + ", ".join(f"{name} {value}" for name, value in report.items()))
 
 
+async def run_burst(port: int, options: argparse.Namespace) -> int:
+    """Plain sockets, all connected and written to before any is read."""
+    request = request_of(options, {"max_tokens": 1})
+    connections = []
+    for _ in range(options.burst):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(request)
+        connections.append(connection)
+    for is_last in (False, True):
+        for connection in connections:
+            received = b""
+            while b"}]" not in received:  # of the choices
+                piece = connection.recv(1 << 16)
+                assert piece, "the server closed the connection"
+                received += piece
+            assert received.startswith(b"HTTP/1.1 200"), received
+        if not is_last:
+            for connection in connections:
+                connection.sendall(request)
+    for connection in connections:
+        connection.close()
+    return 2 * options.burst
+
+
 async def run_round(port: int, options: argparse.Namespace, num_requests: int) -> int:
-    body: dict[str, Any] = {"stream": True, "max_tokens": options.tokens, "stream_options": {"include_usage": True}}
+    request = request_of(
+        options, {"stream": True, "max_tokens": options.tokens, "stream_options": {"include_usage": True}}
+    )
+    counts = await asyncio.gather(
+        *(run_stream(port, request, num_requests, options.tokens) for _ in range(options.streams))
+    )
+    return sum(counts)
+
+
+def request_of(options: argparse.Namespace, body: dict[str, Any]) -> bytes:
     if options.route == "chat":
         path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "Say something."}]
     else:
@@ -78,10 +122,7 @@ async def run_round(port: int, options: argparse.Namespace, num_requests: int) -
     head = (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    counts = await asyncio.gather(
-        *(run_stream(port, head.encode() + content, num_requests, options.tokens) for _ in range(options.streams))
-    )
-    return sum(counts)
+    return head.encode() + content
 
 
 async def run_stream(port: int, request: bytes, num_requests: int, num_tokens: int) -> int:
@@ -109,6 +150,10 @@ class InstantEngine:
         self.is_serving = True
         self._open: dict[str, _Stream] = {}
         self._stepping: asyncio.Task[None] | None = None
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
 
     async def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]:
         stream = self._open[request.request_id] = _Stream(request)
@@ -167,10 +212,10 @@ def serve(profile: str | None) -> None:
 
 
 async def _serve() -> None:
-    import uvicorn
-
     from nybble.server.app import create_app
-    from nybble.server.settings import ServerSettings
+    from nybble.server.collector import collect_when_quiet
+    from nybble.server.http_server import make_server
+    from nybble.server.settings import Limits, ServerSettings
     from nybble.text.request_builder import RequestBuilder
     from nybble.text.tokenizer import Tokenizer
 
@@ -178,11 +223,14 @@ async def _serve() -> None:
         model, max_model_len, vocab_size, default_sampling = "instant", 1 << 20, 4096, {}
 
     tokenizer = Tokenizer.load(Path(nybble.__file__).parent / "assets" / "tiny")
-    app = create_app(InstantEngine(Ready), tokenizer, RequestBuilder(tokenizer, {}), ServerSettings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="off"))
+    settings = ServerSettings(limits=Limits(max_queued_requests=1 << 20))
+    engine = InstantEngine(Ready)
+    app = create_app(engine, tokenizer, RequestBuilder(tokenizer, {}), settings)
+    server = make_server(app, settings.limits, port=0)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
+    collecting = asyncio.create_task(collect_when_quiet(lambda: engine.num_open))
     lags: list[float] = []
     begin = [time.process_time(), time.perf_counter()]
 
@@ -200,10 +248,12 @@ async def _serve() -> None:
         before = time.perf_counter()
         await asyncio.sleep(0.005)
         lags.append(time.perf_counter() - before - 0.005)
+    collecting.cancel()
     lags.sort()
     report = {
         "lag p50 (ms)": round(lags[len(lags) // 2] * 1e3, 1),
         "lag p99 (ms)": round(lags[len(lags) * 99 // 100] * 1e3, 1),
+        "lag max (ms)": round(lags[-1] * 1e3, 1),
         "CPU": f"{(time.process_time() - begin[0]) / (time.perf_counter() - begin[1]):.0%}",
         "peak memory (MiB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }

@@ -23,13 +23,13 @@ from nybble.core.log import logger
 HEARTBEAT_MS = 250
 """Between signs of life while there is nothing to compute."""
 
-MESSAGES_BETWEEN_STEPS = 64
-"""Taken in at once: a burst of requests must not keep the running ones waiting."""
+REQUESTS_BETWEEN_STEPS = 64
+"""About how many are taken in at once: a burst of them must not keep the running ones waiting."""
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
-    log.configure()
+    log.configure(in_thread=True)
     config = EngineConfig(**msgspec.json.decode(sys.stdin.readline()))
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     socket = zmq.Context.instance().socket(zmq.PAIR)
@@ -72,18 +72,22 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> None:
     )
     while True:
         wait_ms = 0 if engine.has_work else HEARTBEAT_MS
-        for _ in range(MESSAGES_BETWEEN_STEPS):
-            if not socket.poll(wait_ms):
-                break
+        num_taken = 0
+        while num_taken < REQUESTS_BETWEEN_STEPS and socket.poll(wait_ms):
             message = messages.decode_to_engine(socket.recv())
             wait_ms = 0
+            num_taken += 1
             if isinstance(message, messages.Submit):
-                try:
-                    engine.add(message.request)
-                except RequestError as error:
-                    _send(socket, messages.Refused(message.request.request_id, str(error), error.parameter))
+                num_taken += len(message.prompts) - 1
+                for request in message.requests():
+                    try:
+                        engine.add(request)
+                    except RequestError as error:
+                        _send(socket, messages.Refused(request.request_id, str(error), error.parameter))
             elif isinstance(message, messages.Abort):
                 engine.abort(message.request_id)
+            elif isinstance(message, messages.ResetPrefixCache):
+                engine.reset_prefix_cache()
             else:
                 engine.close()
                 return

@@ -162,7 +162,7 @@ BAD_LINES = {
     '{"prompt_token_ids": ["a"]}': "prompt_token_ids must be a list of integers",
     '{"prompt": "a", "temprature": 1}': "unknown fields: temprature",
     '{"prompt": "a", "temperature": -1}': "temperature must be a number in",
-    '{"prompt": "a", "priority": "high"}': "priority must be int",
+    '{"prompt": "a", "priority": "high"}': "priority must be an integer",
     '{"prompt": "a", "request_id": "first"}': "request_id 'first' was used by an earlier line",
     '{"prompt": "a", "stop_token_ids": 5}': "stop_token_ids must be",
     '{"prompt": "a", "logit_bias": {"²": 1}}': "logit_bias",

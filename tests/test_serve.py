@@ -1,21 +1,24 @@
 """`nybble serve` as a process: what it says, what it serves, and how it ends."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from openai import OpenAI
+from openai import APIError, OpenAI
 
 from nybble.cli import main
 
@@ -34,13 +37,18 @@ class Served:
         assert process.stderr is not None
         for line in process.stderr:
             self.lines.append(line)
-            if found := re.search(r"Serving (\S+) on (http://[\d.]+:\d+\S*): [\d,]+ KV tokens, ready after", line):
+            if found := re.search(r"Serving (\S+) on (https?://[\d.]+:\d+[/\w]*): [\d,]+ KV tokens, ready after", line):
                 self.model, self.url = found.groups()
                 break
         else:
             raise AssertionError("".join(self.lines))
-        threading.Thread(target=lambda: self.lines.extend(process.stderr or ()), daemon=True).start()
+        self._reading = threading.Thread(target=lambda: self.lines.extend(process.stderr or ()), daemon=True)
+        self._reading.start()
         self.client = OpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0)
+
+    def has_said_all(self) -> bool:
+        self._reading.join(timeout=5)
+        return not self._reading.is_alive()
 
     def engine_pid(self) -> int:
         (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
@@ -115,6 +123,120 @@ def test_a_second_signal_does_not_wait() -> None:
         assert not Path(f"/proc/{engine}").exists()
 
 
+def test_what_outlasts_the_shutdown_timeout_is_told() -> None:
+    with serving("--shutdown-timeout", "0.3") as served:
+        streams = [served.stream(2000) for _ in range(8)]
+        for stream in streams:
+            next(stream)
+        served.process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        for stream in streams:
+            with pytest.raises(APIError, match="the server is shutting down"):
+                list(stream)
+        assert served.process.wait(timeout=20) == 0
+        assert time.monotonic() - begin < 8
+        assert served.has_said_all()
+    assert not [line for line in served.lines if "Traceback" in line or "CancelledError" in line]
+
+
+def test_sigterm_under_load() -> None:
+    """Every request is answered, refused or told; none hangs, and nothing is a surprise to the log."""
+    with serving("--shutdown-timeout", "20", "--max-num-seqs", "4") as served:
+        outcomes: list[str] = []
+
+        def ask() -> None:
+            body = {"model": "tiny", "messages": QUESTION, "max_tokens": 30, "ignore_eos": True}
+            for _ in range(20):
+                try:
+                    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=30)
+                except httpx.TransportError as error:
+                    outcomes.append(type(error).__name__)
+                    return
+                outcomes.append(str(answer.status_code))
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        served.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(timeout=40)
+        assert served.process.wait(timeout=20) == 0
+        assert served.has_said_all()
+    assert outcomes.count("200") >= 12
+    assert set(outcomes) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError"}
+    assert not any("Traceback" in line for line in served.lines)
+
+
+def test_logs_in_json_tls_and_control(tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl here to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    flags = ("--ssl-keyfile", str(key), "--ssl-certfile", str(certificate), "--log-format", "json")
+    with serving(*flags, "--admin-key", "root", "--root-path", "/llm/") as served:
+        assert served.url.startswith("https://")
+        assert served.url.endswith("/llm")
+        with httpx.Client(verify=ssl.create_default_context(cafile=certificate)) as client:
+            url = served.url.removesuffix("/llm")  # as a proxy sends it, that has taken the prefix off
+            body = {"messages": QUESTION, "temperature": 0}
+            answer = client.post(f"{url}/v1/chat/completions", json=body, headers={"x-request-id": "mine"})
+            assert answer.json()["choices"][0]["message"]["content"] == "12 + 30 = 42"
+            admin = {"authorization": "Bearer root"}
+            cached = []
+            for may_reset in (False, True, True):
+                answer = client.post(f"{url}/v1/completions", json={"prompt": [5] * 64, "max_tokens": 1})
+                cached.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+                headers = admin if may_reset else {}
+                reset = client.post(f"{url}/reset_prefix_cache", headers=headers)
+                assert reset.status_code == (200 if may_reset else 403)
+            assert (cached[0], cached[2]) == (0, 0)
+            assert cached[1] > 0
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=20) == 0
+        assert served.has_said_all()
+    lines = [json.loads(line) for line in served.lines]
+    assert lines[0]["message"] == "Loading tiny …"
+    access = [line for line in lines if line["message"] == "request"]
+    assert [line["status"] for line in access] == [200, 200, 403, 200, 200, 200, 200]
+    assert (access[0]["request_id"], access[0]["finish_reasons"]) == ("mine", "stop")
+    assert access[0]["completion_tokens"] > 5
+    assert access[0]["queue_seconds"] >= 0
+
+
+def test_a_full_disk_for_the_log_does_not_disturb(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with open("/dev/full", "wb") as full, subprocess.Popen([*COMMAND, "--uds", str(path)], stderr=full) as process:
+        try:
+            end = time.monotonic() + 30
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://local") as client:
+                while True:
+                    with suppress(httpx.TransportError):
+                        if client.get("/health").status_code == 200:
+                            break
+                    assert process.poll() is None, "the server has ended"
+                    assert time.monotonic() < end
+                    time.sleep(0.05)
+                for _ in range(50):
+                    body = {"messages": QUESTION, "temperature": 0}
+                    answer = client.post("/v1/chat/completions", json=body)
+                    assert answer.json()["choices"][0]["message"]["content"] == "12 + 30 = 42"
+                    assert client.get("/nowhere").status_code == 404
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=15) == 0
+        finally:
+            process.kill()
+
+
+def test_traces_without_their_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", "tiny", "--otlp-traces-endpoint", "http://127.0.0.1:4318/v1/traces"])
+    assert exit_.value.code == 2
+    assert "pip install 'nybble[otel]'" in capsys.readouterr().err
+
+
 def test_an_engine_that_is_killed_is_told_and_replaced() -> None:
     with serving() as served:
         stream = served.stream(2000)
@@ -130,6 +252,33 @@ def test_an_engine_that_is_killed_is_told_and_replaced() -> None:
         assert statuses == {200, 503}
         answer = served.client.chat.completions.create(model="tiny", messages=QUESTION, temperature=0)
         assert answer.choices[0].message.content == "12 + 30 = 42"
+
+
+def test_the_request_of_a_killed_client_ends_within_a_step() -> None:
+    with serving() as served:
+        program = f"""
+import httpx
+body = {{"prompt": "a", "stream": True, "ignore_eos": True, "max_tokens": 2000}}
+with httpx.stream("POST", "{served.url}/v1/completions", json=body, timeout=60) as response:
+    for line in response.iter_lines():
+        print(line, flush=True)
+"""
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            assert client.stdout.readline()
+            client.kill()
+
+        def metric(name: str) -> float:
+            text = httpx.get(f"{served.url}/metrics").text
+            return float(re.findall(rf"^nybble:{name}{{.*}} (\S+)$", text, re.MULTILINE)[0])
+
+        begin = time.monotonic()
+        while metric("num_requests_running"):
+            assert time.monotonic() - begin < 5
+        num_generated = metric("generation_tokens_total")
+        assert 0 < num_generated < 1500
+        time.sleep(0.1)
+        assert metric("generation_tokens_total") == num_generated
 
 
 def test_a_busy_port_shows_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,8 +351,14 @@ def test_ctrl_c_while_it_loads() -> None:
         (["--max-model-len", "1"], "max_model_len must be an integer"),
         (["--max-n", "0"], "max_n must be a positive number, got 0"),
         (["--ssl-certfile", "a.pem"], "--ssl-certfile and --ssl-keyfile go together"),
+        (["--ssl-certfile", "a.pem", "--ssl-keyfile", "b.pem"], "--ssl-certfile a.pem --ssl-keyfile b.pem: "),
         (["--api-key-file", "missing"], "--api-key-file missing: "),
         (["--api-key", ""], "api_key must not be empty"),
+        (["--admin-key", ""], "admin_key must not be empty"),
+        (["--admin-key", "a", "--api-key", "a"], "admin_key must be another than every api_key"),
+        (["--allow-origin", "example.org"], "allow_origin must be * or like https://example.org"),
+        (["--root-path", "llm"], "--root-path must begin with /"),
+        (["--max-queue-seconds", "0"], "max_queue_seconds must be a positive number"),
         (["--port", "99999"], "--host 127.0.0.1 --port 99999: "),
         (["--uds", "/no/such/folder/socket"], "--uds /no/such/folder/socket: "),
     ],

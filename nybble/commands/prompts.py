@@ -41,27 +41,30 @@ class PromptLine:
             raise self._error(f"prompt must be text, got {type(value).__name__}")
         if given[0] == "prompt_token_ids" and not (isinstance(value, list) and all(type(i) is int for i in value)):
             raise self._error("prompt_token_ids must be a list of integers")
-        for name, kind in (("request_id", str), ("priority", int), ("cache_salt", str)):
-            if not isinstance(self.fields.get(name, kind()), kind):
-                raise self._error(f"{name} must be {kind.__name__}, got {self.fields[name]!r}")
         known = {*PROMPT_FIELDS, *REQUEST_FIELDS, *SamplingParams.__struct_fields__}
         if unknown := sorted(set(self.fields) - known):
             raise self._error(f"has unknown fields: {', '.join(unknown)}")
-        self._params(SamplingParams, sampling)
+        params = self._params(SamplingParams, sampling)
+        try:
+            Request(prompt_token_ids=[], params=params, **self._options())  # checks the types of the others
+        except RequestError as error:
+            raise self._error(str(error)) from None
 
     def request(self, builder: RequestBuilder, sampling: dict[str, Any], *, raw: bool) -> Request:
         """The request for a model. `raw` sends a prompt without the chat template."""
-        options = {name: self.fields[name] for name in REQUEST_FIELDS if name in self.fields}
-        options.setdefault("request_id", str(self.index))
         (name,) = (name for name in PROMPT_FIELDS if name in self.fields)  # `check` has seen that it is one
         has_template = builder.tokenizer is not None and builder.tokenizer.chat_template is not None
         is_chat = name == "messages" or (name == "prompt" and has_template and not raw)
         make = builder.from_chat if is_chat else builder.from_prompt
         params = self._params(builder.default_params, {"max_tokens": DEFAULT_MAX_TOKENS} | sampling)
         try:
-            return make(self.fields[name], params, **options)
+            return make(self.fields[name], params, **self._options())
         except RequestError as error:
             raise self._error(str(error)) from None
+
+    def _options(self) -> dict[str, Any]:
+        given = {name: self.fields[name] for name in REQUEST_FIELDS if name in self.fields}
+        return {"request_id": str(self.index)} | given
 
     def _params(self, make: Callable[..., SamplingParams], sampling: dict[str, Any]) -> SamplingParams:
         own = {name: value for name, value in self.fields.items() if name in SamplingParams.__struct_fields__}

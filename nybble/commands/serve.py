@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from nybble.commands.listening import (
+    address_of,
+    checked_root_path,
+    checked_tls,
+    is_local,
+    listen_at,
+    listen_on,
+    read_keys,
+)
 from nybble.commands.options import ModelArgument, with_flags
-from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
     from nybble.core.config import EngineConfig
     from nybble.server.settings import ServerSettings
+    from nybble.server.tracing import Tracer
+
+LAST_WORDS_SECONDS = 3.0
+"""How long clients that were cut off may take to read why."""
 
 
 @with_flags()
@@ -36,6 +45,20 @@ def serve(
         list[str] | None, typer.Option(help="Ask for this key; may be repeated.", show_default=False)
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with a key a line.", show_default=False)] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key for /reset_prefix_cache and /abort_requests; may be repeated.", show_default=False),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None, typer.Option(help="File with an admin key a line.", show_default=False)
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let pages of this origin (https://example.org, or * for any) use the API; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API; default: MODEL as given.", show_default=False)
     ] = None,
@@ -46,6 +69,18 @@ def serve(
     root_path: Annotated[str, typer.Option(help="Path prefix that a proxy strips.", show_default=False)] = "",
     ssl_certfile: Annotated[Path | None, typer.Option(help="TLS certificate.", show_default=False)] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="TLS key.", show_default=False)] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="How log lines look; default: NYBBLE_LOG_FORMAT, or text.", show_default=False),
+    ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Send OpenTelemetry traces here (OTLP over HTTP); needs nybble[otel].",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
     shutdown_timeout: Annotated[
         float, typer.Option(help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
     ] = 30.0,
@@ -57,83 +92,57 @@ def serve(
 
     SIGTERM or Ctrl-C stops taking requests, lets the running ones finish, and leaves; a second one leaves at once.
     """
+    from nybble.core import log
     from nybble.core.config import EngineConfig
+    from nybble.server.record import access_log
     from nybble.server.settings import Limits, ServerSettings
+    from nybble.server.tracing import Tracer
 
+    if log_format is not None:
+        os.environ["NYBBLE_LOG_FORMAT"] = log_format  # for the engine's process too
+    log.configure(in_thread=True)
+    for name in ("uvicorn", "asyncio", "opentelemetry"):
+        logging.getLogger(name).handlers[:] = log.logger.handlers
+    access_log.setLevel(logging.INFO)
     settings = ServerSettings(
-        api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
+        api_keys=(*(api_key or ()), *read_keys(api_key_file, "--api-key-file")),
+        admin_keys=(*(admin_key or ()), *read_keys(admin_key_file, "--admin-key-file")),
+        allow_origins=tuple(allow_origin or ()),
         served_model_name=served_model_name,
         tool_call_parser=tool_call_parser,
         limits=Limits(**limits),
     )
-    tls = {"ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile} if ssl_certfile else {}
-    options = {**tls, "root_path": root_path, "timeout_graceful_shutdown": shutdown_timeout}
-    if bool(ssl_certfile) != bool(ssl_keyfile):
-        raise ConfigError("--ssl-certfile and --ssl-keyfile go together; give both")
+    options = {**checked_tls(ssl_certfile, ssl_keyfile), "root_path": checked_root_path(root_path)}
     config = EngineConfig.from_settings(model=model, **engine)
+    tracer = Tracer(otlp_traces_endpoint) if otlp_traces_endpoint else None
     # Before a large model is loaded, because the address may be taken.
-    with _listen_on(uds) if uds else _listen_at(host, port) as listener:
-        code = asyncio.run(_serve(config, settings, listener, options))
+    with listen_on(uds) if uds else listen_at(host, port) as listener:
+        code = asyncio.run(_serve(config, settings, listener, options, shutdown_timeout, tracer))
     if code:
         raise typer.Exit(code)
 
 
-def _keys_of(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        keys = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path}: {error}") from None
-    if not keys:
-        raise ConfigError(f"--api-key-file {path} holds no key")  # an empty file must not mean an open server
-    return keys
-
-
-@contextmanager
-def _listen_at(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: {error}; choose another port, 0 takes a free one") from None
-    with listener:
-        # What it accepts inherits this. asyncio would set it, but not on sockets made like this one; without it the
-        # kernel holds a small event back until the client acknowledges the one before, up to 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield listener
-
-
-@contextmanager
-def _listen_on(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket that only this user can connect to, gone at the end."""
-    listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        raise ConfigError(f"--uds {path}: {error}; if no server uses it any more, remove the file") from None
-    finally:
-        os.umask(before)
-    try:
-        with listener:
-            yield listener
-    finally:
-        path.unlink(missing_ok=True)
-
-
 async def _serve(
-    config: EngineConfig, settings: ServerSettings, listener: socket.socket, options: dict[str, Any]
+    config: EngineConfig,
+    settings: ServerSettings,
+    listener: socket.socket,
+    options: dict[str, Any],
+    shutdown_timeout: float,
+    tracer: Tracer | None,
 ) -> int:
     """Returns the exit code."""
+    from nybble.core.log import logger
     from nybble.engine.client import EngineClient
     from nybble.server.app import create_app
+    from nybble.server.collector import collect_when_quiet
+    from nybble.server.http_server import make_server
     from nybble.server.metrics import Metrics
+    from nybble.server.record import write_access_line
     from nybble.text.request_builder import RequestBuilder
     from nybble.text.tokenizer import Tokenizer
 
     begin = time.perf_counter()
-    print(f"Loading {config.model} …", file=sys.stderr, flush=True)
+    _say(f"Loading {config.model} …")
     stop = _Stop()
     client = EngineClient(config)
     try:
@@ -146,33 +155,43 @@ async def _serve(
         name = settings.served_model_name or ready.model
         metrics = Metrics(name, lambda: client.stats)
         client.on_step = metrics.stepped
-        app = create_app(client, tokenizer, RequestBuilder(tokenizer, ready.default_sampling), settings, metrics)
-        server = _server(app, options)
-        address = _address(listener, options)
+        client.on_death = metrics.engine_died
+        builder = RequestBuilder(tokenizer, ready.default_sampling)
+        sinks = (write_access_line, tracer.record) if tracer else (write_access_line,)
+        app = create_app(client, tokenizer, builder, settings, metrics, sinks)
+        server = make_server(app, settings.limits, log_config=None, **options)
+        address = address_of(listener, has_tls="ssl_certfile" in options, root_path=options["root_path"])
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         if not server.started:
             return 1  # uvicorn has said why
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in ready.phase_seconds.items())
-        print(
+        _say(
             f"Serving {name} on {address}: {ready.num_kv_tokens:,} KV tokens, ready after "
-            f"{time.perf_counter() - begin:.1f} s ({phases})",
-            file=sys.stderr,
-            flush=True,
+            f"{time.perf_counter() - begin:.1f} s ({phases})"
         )
+        if not settings.api_keys and not is_local(listener):
+            logger.warning("whoever reaches this address may use the model: --api-key would ask them for a key")
         assert client.dead is not None
+        collecting = asyncio.create_task(collect_when_quiet(lambda: client.num_open))
         await _first_of(serving, stop.wanted, client.dead)
         server.should_exit = True  # takes no more connections, and waits for the open ones
-        await _first_of(serving, stop.urged)
+        await _first_of(serving, stop.urged, timeout=shutdown_timeout)
+        # What is still running is told so. A second signal does not wait for a process that does not listen.
+        await client.close(timeout=1.0 if stop.urged.done() else 10.0)
+        await _first_of(serving, timeout=LAST_WORDS_SECONDS)
         server.force_exit = True
         await serving
+        collecting.cancel()
         if client.dead.done():
-            print(f"error: {client.dead.result()}", file=sys.stderr)
+            _say(f"error: {client.dead.result()}", logging.ERROR)
             return 1
         return 0
     finally:
         await client.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 class _Stop:
@@ -191,23 +210,19 @@ class _Stop:
             future.set_result(None)
 
 
-async def _first_of(*futures: asyncio.Future[Any]) -> None:
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _server(app: FastAPI, options: dict[str, Any]) -> uvicorn.Server:
-    import uvicorn
+def _say(line: str, level: int = logging.INFO) -> None:
+    """To whoever started the server; in a log of JSON it is a record like others."""
+    from nybble.core import env
+    from nybble.core.log import logger
 
-    class Server(uvicorn.Server):
-        def capture_signals(self) -> AbstractContextManager[None]:
-            return nullcontext()  # `_Stop` has them; uvicorn would raise them once more when it is done
-
-    return Server(uvicorn.Config(app, log_level="warning", access_log=False, **options))
-
-
-def _address(listener: socket.socket, options: dict[str, Any]) -> str:
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{listener.getsockname()}"
-    scheme = "https" if "ssl_certfile" in options else "http"
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{options['root_path']}"
+    if env.log_format() == "json":
+        notices = logger.getChild("serve")
+        notices.setLevel(logging.INFO)
+        notices.log(level, line)
+        return
+    with suppress(OSError):  # a full disk is no reason not to serve
+        print(line, file=sys.stderr, flush=True)

@@ -19,3 +19,11 @@ def log_level() -> str:
     if level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"NYBBLE_LOG must be debug, info, warning or error, got {level!r}")
     return level
+
+
+def log_format() -> str:
+    """NYBBLE_LOG_FORMAT: text (default) or json."""
+    kind = os.environ.get("NYBBLE_LOG_FORMAT", "text").lower()
+    if kind not in ("text", "json"):
+        raise ConfigError(f"NYBBLE_LOG_FORMAT must be text or json, got {kind!r}")
+    return kind

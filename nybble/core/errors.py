@@ -8,6 +8,7 @@
     ├── MemoryBudgetError  the memory settings leave too little              (needed, present, what to change)
     ├── MeasurementError   a benchmark got no sound answer              (says from whom, and what came instead)
     └── EngineDeadError    the engine has stopped; nothing more will come
+        └── EngineClosedError  because it was told to
 
 All but the last two are the user's to mend, and say how; so commands print them without a traceback.
 """
@@ -47,3 +48,7 @@ class MeasurementError(NybbleError):
 
 class EngineDeadError(NybbleError):
     """The engine stopped and can take no more work."""
+
+
+class EngineClosedError(EngineDeadError):
+    """The engine was stopped on purpose."""

@@ -5,17 +5,51 @@ Nothing received is unpickled or evaluated; whatever does not decode to one of t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Self
+
 import msgspec
 
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
+from nybble.core.sampling import SamplingParams
 from nybble.core.stats import EngineStats
 
 
-class Submit(msgspec.Struct, tag=True):
-    """Queue this request. Answered by its deltas, or by `Refused`."""
+class Prompt(msgspec.Struct, array_like=True):
+    """A `Request` but for its parameters, and for its text, which the engine does not need."""
 
-    request: Request
+    request_id: str
+    token_ids: list[int]
+    priority: int
+    cache_salt: str
+    arrival_time: float
+
+
+class Submit(msgspec.Struct, tag=True):
+    """Queue requests that share their parameters. Each is answered by its deltas, or by `Refused`."""
+
+    params: SamplingParams
+    prompts: list[Prompt]
+
+    @classmethod
+    def of(cls, params: SamplingParams, requests: Iterable[Request]) -> Self:
+        prompts = [
+            Prompt(item.request_id, item.prompt_token_ids, item.priority, item.cache_salt, item.arrival_time)
+            for item in requests
+        ]
+        return cls(params, prompts)
+
+    def requests(self) -> Iterator[Request]:
+        for prompt in self.prompts:
+            yield Request(
+                request_id=prompt.request_id,
+                prompt_token_ids=prompt.token_ids,
+                params=self.params,
+                priority=prompt.priority,
+                cache_salt=prompt.cache_salt,
+                arrival_time=prompt.arrival_time,
+            )
 
 
 class Abort(msgspec.Struct, tag=True):
@@ -24,11 +58,15 @@ class Abort(msgspec.Struct, tag=True):
     request_id: str
 
 
+class ResetPrefixCache(msgspec.Struct, tag=True):
+    """Forget what idle and held blocks contain: no later request finds a prefix of before."""
+
+
 class Close(msgspec.Struct, tag=True):
     """Drop everything and exit."""
 
 
-ToEngine = Submit | Abort | Close
+ToEngine = Submit | Abort | ResetPrefixCache | Close
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

@@ -146,6 +146,9 @@ class BlockPool:
                     del self._idle[block_id]
                     self._blank.append(block_id)
 
+    def forget_all(self) -> None:
+        self.forget(block_id for block_id, key in enumerate(self._key_of) if key is not None)
+
     def _unregister(self, block_id: int) -> None:
         key = self._key_of[block_id]
         assert key is not None

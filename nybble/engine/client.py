@@ -21,11 +21,12 @@ import zmq.asyncio
 from nybble.core import errors, messages
 from nybble.core.config import EngineConfig
 from nybble.core.delta_stream import DeltaStream
-from nybble.core.errors import EngineDeadError, NybbleError, RequestError
+from nybble.core.errors import EngineClosedError, EngineDeadError, NybbleError, RequestError
 from nybble.core.log import logger
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.core.stats import EngineStats
+from nybble.engine.outbox import Outbox
 
 
 class EngineClient:
@@ -55,7 +56,7 @@ class EngineClient:
         self._steady_seconds = steady_seconds
         self._command = command
         self._streams: dict[str, DeltaStream] = {}
-        self._socket: zmq.asyncio.Socket | None = None  # while the engine serves
+        self._outbox: Outbox | None = None  # while the engine serves
         self._supervisor: asyncio.Task[None] | None = None
         self._is_closing = False
         self.ready: messages.Ready | None = None
@@ -63,12 +64,13 @@ class EngineClient:
         self.process_id: int | None = None
         self.num_deaths = 0
         self.on_step: Callable[[messages.Stepped], None] | None = None  # for metrics
+        self.on_death: Callable[[], None] | None = None  # all that was open has ended without a step that says so
         self.dead: asyncio.Future[str] | None = None  # done, with the reason, when no engine will come any more
 
     @property
     def is_serving(self) -> bool:
         """An engine is up, and showed a sign of life lately."""
-        return self._socket is not None
+        return self._outbox is not None
 
     async def start(self) -> messages.Ready:
         """Start the engine; returns when it can serve.
@@ -93,13 +95,15 @@ class EngineClient:
             EngineDeadError: the engine died; the request may be sent again.
         """
         request_id = request.request_id
-        if self._socket is None:
+        if self._is_closing:
+            raise EngineClosedError("the engine is being stopped")
+        if self._outbox is None:
             raise EngineDeadError("no engine is serving at the moment")
         if request_id in self._streams:
             raise RequestError(f"request_id {request_id!r} is in use", parameter="request_id")
         stream = self._streams[request_id] = DeltaStream(request.params.n)
         try:
-            self._send(messages.Submit(request))
+            self._outbox.submit(request)
             while stream.num_open:
                 yield await stream.take()
         finally:
@@ -112,12 +116,25 @@ class EngineClient:
         """Requests that have not ended."""
         return len(self._streams)
 
+    @property
+    def open_ids(self) -> list[str]:
+        return list(self._streams)
+
+    def abort(self, request_id: str) -> None:
+        """End a request from outside: its reader gets what there is, with `finish_reason == "abort"`."""
+        self._send(messages.Abort(request_id))
+
+    def reset_prefix_cache(self) -> None:
+        """No request that comes later finds a prefix of before."""
+        self._send(messages.ResetPrefixCache())
+
     async def close(self, timeout: float = 10.0) -> None:
-        """Stop the process; what is open gets an EngineDeadError. Wait for it to end before, if that is wanted."""
+        """Stop the process; what is open gets an EngineClosedError. Wait for it to end before, if that is wanted."""
         self._is_closing = True
+        self._fail_all(EngineClosedError("the engine was stopped"))
         if self._supervisor is None:
             return
-        if self._socket is not None:
+        if self._outbox is not None:
             self._send(messages.Close())
         else:
             self._supervisor.cancel()  # it is building, or waiting for its next try
@@ -127,9 +144,8 @@ class EngineClient:
             await asyncio.wait([self._supervisor])
 
     def _send(self, message: messages.ToEngine) -> None:
-        """Without waiting: the socket's queue has no end, and whoever waited would hang where the process does."""
-        if self._socket is not None:
-            self._socket.send(messages.encode(message))
+        if self._outbox is not None:
+            self._outbox.send(message)
 
     async def _supervise(self, first_start: asyncio.Future[messages.Ready], dead: asyncio.Future[str]) -> None:
         failures_in_a_row = 0
@@ -183,9 +199,12 @@ class EngineClient:
             except (ConnectionError, BrokenPipeError):
                 return f"exit status {await ended}"
             finally:
-                self._socket = self.ready = self.process_id = None
-                what = "the engine was stopped" if self._is_closing else "the engine process died"
-                self._fail_all(EngineDeadError(what))
+                if self._outbox is not None:
+                    self._outbox.close()
+                self._outbox = self.ready = self.process_id = None
+                self._fail_all(EngineDeadError("the engine process died"))
+                if self.on_death is not None:
+                    self.on_death()
                 process.stdin.close()  # it leaves by itself on that, if it still can
                 if not ended.done():
                     await asyncio.wait([ended], timeout=1.0)
@@ -200,7 +219,7 @@ class EngineClient:
         while True:
             receiving = asyncio.ensure_future(socket.recv())
             # Building may take long and says nothing meanwhile; only serving is watched.
-            timeout = self._stall_seconds if self._socket is not None else None
+            timeout = self._stall_seconds if self._outbox is not None else None
             await asyncio.wait([receiving, ended], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 receiving.cancel()
@@ -212,7 +231,7 @@ class EngineClient:
                 if (stream := self._streams.pop(message.request_id, None)) is not None:
                     stream.fail(RequestError(message.message, parameter=message.parameter))
             elif isinstance(message, messages.Ready):
-                self.ready, self._socket = message, socket
+                self.ready, self._outbox = message, Outbox(socket.send)
                 if not first_start.done():
                     first_start.set_result(message)
             elif isinstance(message, messages.StartFailed):

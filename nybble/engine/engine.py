@@ -136,6 +136,10 @@ class Engine:
             if not sequence.is_finished:
                 self._end(sequence, "abort")
 
+    def reset_prefix_cache(self) -> None:
+        """No request that comes later finds a prefix of before."""
+        self._scheduler.pool.forget_all()
+
     def step(self) -> list[SequenceDelta]:
         """Submit a step, apply the one before it (or this one), and return what the completions gained.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,15 +20,17 @@ from nybble.server.auth import ApiKeys
 from nybble.server.body import check_content_type
 from nybble.server.chat_format import ChatFormat
 from nybble.server.context import Client, Context
+from nybble.server.control import add_control_routes
 from nybble.server.errors import ApiError, as_api_error
 from nybble.server.job import Caller
 from nybble.server.limits import BodyLimits
 from nybble.server.openapi import body_of, describe
 from nybble.server.page import page_response
 from nybble.server.protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from nybble.server.record import Recorder, Sink, record_of
 from nybble.server.settings import ServerSettings
 from nybble.server.stream import EventStream, WholeReply
-from nybble.server.turns import Turnstile, Workers
+from nybble.server.turns import Workers
 from nybble.text.request_builder import RequestBuilder
 from nybble.text.tokenizer import Tokenizer
 
@@ -40,12 +44,14 @@ def create_app(
     builder: RequestBuilder,
     settings: ServerSettings,
     metrics: Metrics | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> FastAPI:
     """The application.
 
     Args:
         client: an `EngineClient`, started by whoever calls.
         metrics: shown at /metrics, and told of requests; None leaves the route out.
+        sinks: called with the record of each HTTP request when it has ended.
     """
     context = Context(
         client=client,
@@ -63,11 +69,21 @@ def create_app(
     describe(app)
     _add_generating_routes(app, context)
     _add_small_routes(app, context, metrics)
+    add_control_routes(app, context)
+    app.router.redirect_slashes = False  # Location would be a guess wherever a proxy changes paths or hosts
     for kind in (ApiError, HTTPException, Exception):
-        app.add_exception_handler(kind, _answer_error)
+        app.add_exception_handler(kind, _handle_error)
     app.add_middleware(BodyLimits, limits=settings.limits)
-    app.add_middleware(ApiKeys, keys=settings.api_keys)
-    app.add_middleware(Turnstile)  # added last, so asked first
+    app.add_middleware(ApiKeys, keys=settings.api_keys, admin_keys=settings.admin_keys)
+    if settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allow_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    app.add_middleware(Recorder, sinks=(*sinks, metrics.answered) if metrics else tuple(sinks))  # last: asked first
     return app
 
 
@@ -78,7 +94,8 @@ def _add_generating_routes(app: FastAPI, context: Context) -> None:
             content = await request.body()
             job = await context.workers.call(kind.prepare, content, context, _caller(request))
         except Exception as error:
-            return as_api_error(error).response()
+            return _answer_error(request, error)
+        record_of(request.scope).job = job
         longest = context.limits.max_send_seconds
         if job.streams:
             return EventStream(kind.events(job, context), longest)
@@ -99,7 +116,7 @@ def _add_small_routes(app: FastAPI, context: Context, metrics: Metrics | None) -
             check_content_type(request)
             return _json(await context.workers.call(function, await request.body(), context))
         except Exception as error:
-            return as_api_error(error).response()
+            return _answer_error(request, error)
 
     @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
@@ -154,13 +171,17 @@ def _model(context: Context) -> dict[str, Any]:
 
 
 def _caller(request: Request) -> Caller:
-    name = request.headers.get("x-request-id", "")
-    is_sound = 0 < len(name) <= 128 and name.isascii() and name.isprintable() and " " not in name
-    return Caller(getattr(request.state, "key_salt", ""), name if is_sound else None)
+    return Caller(record_of(request.scope).request_id, request.state.key_salt)
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    return as_api_error(error).response()
+def _answer_error(request: Request, error: Exception) -> Response:
+    failure = as_api_error(error)
+    record_of(request.scope).error = failure.word
+    return failure.response()
+
+
+async def _handle_error(request: Request, error: Exception) -> Response:
+    return _answer_error(request, error)
 
 
 def _json(body: Any) -> Response:

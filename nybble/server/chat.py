@@ -45,8 +45,6 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
     shows_usage, shows_usage_always = usage_wishes(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs = true", "top_logprobs", "invalid_value")
-    if body.stream and body.prompt_logprobs is not None:
-        raise bad_request("prompt_logprobs cannot be streamed", "prompt_logprobs", "invalid_value")
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = context.max_tokens(max_tokens, None)  # unlike a completion, an answer may fill the context
     num_top = (body.top_logprobs or 0) if body.logprobs else None
@@ -123,7 +121,7 @@ async def events(job: Job, context: Context) -> AsyncGenerator[bytes]:
     request = job.requests[0]
     answers = Answers(job, context)
     chunk = ChatBody(job.response_id, "chat.completion.chunk", job.created, job.model, [])
-    async with aclosing(generate(context.client, job.requests, context.admission)) as news:
+    async with aclosing(generate(job, context)) as news:
         has_begun = False
         async for _, deltas in news:
             sent: list[bytes] = []
@@ -153,7 +151,7 @@ async def whole(job: Job, context: Context) -> ChatBody:
     answers = Answers(job, context)
     choices = [WholeChoice(index) for index in range(request.params.n)]
     body = ChatBody(job.response_id, "chat.completion", job.created, job.model, [])
-    async with aclosing(generate(context.client, job.requests, context.admission)) as news:
+    async with aclosing(generate(job, context)) as news:
         async for _, deltas in news:
             for delta in deltas:
                 if delta.prompt_logprobs is not None:

@@ -36,8 +36,6 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
     body = read_body(content, CompletionRequest, COMPLETION_FIELDS)
     model = context.model_name(body.model)
     shows_usage, shows_usage_always = usage_wishes(body)
-    if body.stream and body.prompt_logprobs is not None:
-        raise bad_request("prompt_logprobs cannot be streamed", "prompt_logprobs", "invalid_value")
     wishes: dict[str, Any] = {"logprobs": body.logprobs, "max_tokens": context.max_tokens(body.max_tokens, 16)}
     scores_only = body.echo and body.max_tokens == 0
     if scores_only:
@@ -49,8 +47,10 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
     name = response_id("cmpl", body, caller)
     requests = []
     for prompt in prompts:
-        text = prompt if isinstance(prompt, str) else None
-        token_ids = context.tokenizer.encode(prompt, body.add_special_tokens) if isinstance(prompt, str) else prompt
+        text, token_ids = None, prompt
+        if isinstance(prompt, str):
+            context.check_length(prompt, "prompt")
+            text, token_ids = prompt, context.tokenizer.encode(prompt, body.add_special_tokens)
         context.check_prompt(token_ids, "prompt")
         requests.append(
             Request(
@@ -121,7 +121,7 @@ async def events(job: Job, context: Context) -> AsyncGenerator[bytes]:
     """The chunks as server-sent events; those of one step together."""
     prompts = [PromptPieces(job, context, index) for index in range(len(job.requests))]
     chunk = CompletionBody(job.response_id, "text_completion", job.created, job.model, [])
-    async with aclosing(generate(context.client, job.requests, context.admission)) as news:
+    async with aclosing(generate(job, context)) as news:
         async for index, deltas in news:
             sent: list[bytes] = []
             for delta in deltas:
@@ -141,7 +141,7 @@ async def whole(job: Job, context: Context) -> CompletionBody:
     prompts = [PromptPieces(job, context, index) for index in range(len(job.requests))]
     num_choices = sum(request.params.n for request in job.requests)
     pieces: list[list[CompletionChoice]] = [[] for _ in range(num_choices)]
-    async with aclosing(generate(context.client, job.requests, context.admission)) as news:
+    async with aclosing(generate(job, context)) as news:
         async for index, deltas in news:
             for delta in deltas:
                 job.count(index, delta)

@@ -35,7 +35,11 @@ class Client(Protocol):
     def ready(self) -> Any: ...  # ReadyFacts | None
     @property
     def is_serving(self) -> bool: ...
+    @property
+    def open_ids(self) -> list[str]: ...
     def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]: ...
+    def abort(self, request_id: str) -> None: ...
+    def reset_prefix_cache(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,15 @@ class Context:
         default = self.ready().default_sampling.get("max_tokens", otherwise)
         limit = self.limits.max_output_tokens
         return default if limit is None else limit if default is None else min(default, limit)
+
+    def check_length(self, text: str, parameter: str) -> None:
+        """Before it is encoded, which takes its time."""
+        if len(text) > self.limits.max_prompt_chars:
+            raise bad_request(
+                f"the prompt has {len(text)} characters, but may have at most {self.limits.max_prompt_chars}",
+                parameter,
+                "limit_exceeded",
+            )
 
     def check_prompt(self, token_ids: list[int], parameter: str) -> None:
         """What is certain to be refused is refused before it queues."""

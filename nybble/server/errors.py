@@ -12,7 +12,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from nybble.core.errors import EngineDeadError, RequestError
+from nybble.core.errors import EngineClosedError, EngineDeadError, RequestError
 from nybble.core.log import logger
 
 
@@ -40,6 +40,11 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
+    @property
+    def word(self) -> str:
+        """For logs."""
+        return self.code or _type_of(self.status)
+
     def body(self) -> bytes:
         detail = {"message": self.message, "type": _type_of(self.status), "param": self.parameter, "code": self.code}
         return msgspec.json.encode({"error": detail})
@@ -61,6 +66,8 @@ def as_api_error(error: Exception) -> ApiError:
             # The engine's name for it means nothing to a client.
             parameter = "prompt" if error.parameter == "prompt_token_ids" else error.parameter
             return ApiError(400, str(error), parameter=parameter)
+        case EngineClosedError():
+            return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Connection": "close"})
         case EngineDeadError():
             logger.error("a request was lost: %s", error)
             return ApiError(503, "the engine is not running; try again later", code="engine_dead")

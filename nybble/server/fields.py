@@ -1,7 +1,8 @@
 """Fields of OpenAI's and vLLM's requests that nybble does not implement.
 
 A client that sends one expects something to happen, so it is told that nothing would: 400, with the field's name. The
-values listed here ask for nothing, so they pass. Fields that nobody knows are ignored, as in OpenAI's server.
+values listed here ask for nothing, so they pass. Fields that nobody knows are ignored, as in OpenAI's server, and so
+are OpenAI's that only label or place a request: user, metadata, safety_identifier, prompt_cache_key.
 """
 
 from __future__ import annotations
@@ -31,7 +32,22 @@ _COMMON: dict[str, tuple[Any, ...]] = {
     "kv_transfer_params": _NOTHING,
     "vllm_xargs": ({},),
     "lora": _NOTHING,
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "thinking_token_budget": _NOTHING,
+    "repetition_detection": _NOTHING,
 }
+
+REMEDIES = {
+    "functions": "send the functions as tools",
+    "function_call": "send tools and tool_choice",
+    "store": "nothing is stored here",
+    "chat_template": "the model's own template is used",
+    "documents": "write them into a message",
+    "reasoning_effort": "chat_template_kwargs has the template's switches",
+    "use_beam_search": "use n",
+}
+"""What to do instead, where there is something."""
 
 COMPLETION_FIELDS = {**_COMMON, "suffix": _NOTHING}
 
@@ -50,6 +66,7 @@ CHAT_FIELDS = {
     "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),
     "echo": (False,),
+    "include_reasoning": (True,),
 }
 
 
@@ -61,7 +78,10 @@ def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, tuple[Any, 
     for name in body.keys() & fields.keys():
         value = body[name]
         if value is not None and not any(type(value) is type(passing) and value == passing for passing in fields[name]):
-            raise bad_request(f"{name} is not supported by this server, got {shown(value)}", name, "unsupported_field")
+            remedy = f"; {REMEDIES[name]}" if name in REMEDIES else ""
+            raise bad_request(
+                f"{name} is not supported by this server, got {shown(value)}{remedy}", name, "unsupported_field"
+            )
     # A second name for n, unless it asks for a choice among more completions than are returned.
     best_of = body.get("best_of")
     if best_of is not None and best_of != (1 if body.get("n") is None else body["n"]):

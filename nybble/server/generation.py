@@ -5,41 +5,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Protocol
 
 from nybble.core.log import logger
 from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
-from nybble.server.admission import Admission
+from nybble.server.admission import Ticket
+from nybble.server.context import Client, Context
 from nybble.server.errors import ApiError
+from nybble.server.job import Job
 
 News = tuple[int, list[SequenceDelta]]
 """Which of the requests, and its deltas."""
 
 
-class Client(Protocol):
-    """The part of `EngineClient` that generating needs."""
-
-    def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]: ...
-
-
-async def generate(client: Client, requests: Sequence[Request], admission: Admission) -> AsyncGenerator[News]:
-    """Yield what comes of `requests` until all are finished. Closing the generator aborts those that are not.
+async def generate(job: Job, context: Context) -> AsyncGenerator[News]:
+    """Yield what comes of a job's requests until all are finished. Closing the generator aborts those that are not.
 
     Raises:
         RequestError, EngineDeadError: from any of them; the others are aborted.
-        ApiError: the queue is full, or the engine failed in one of them.
+        ApiError: the queue is full, one waited there for too long, or the engine failed in one.
     """
-    ticket = admission.enter(requests)  # here, for a generator that never starts never leaves either
-    source = _one(client, requests[0]) if len(requests) == 1 else _merged(client, requests)
-    num_waiting = len(requests)
-    seen = [False] * num_waiting
+    requests = job.requests
+    ticket = context.admission.enter(requests)  # here, for a generator that never starts never leaves either
+    source = _one(context.client, requests[0]) if len(requests) == 1 else _merged(context.client, requests)
     try:
-        async with aclosing(source) as news:
+        async with aclosing(source), aclosing(_begun_in_time(source, ticket)) as news:
             async for item in news:
                 index, deltas = item
-                if not seen[index]:
-                    seen[index] = True
+                job.hear(deltas)
+                if ticket.is_waiting:
                     ticket.begun(index)
                 for delta in deltas:
                     if delta.finish_reason == "error":
@@ -49,6 +43,21 @@ async def generate(client: Client, requests: Sequence[Request], admission: Admis
                 yield item
     finally:
         ticket.close()
+
+
+async def _begun_in_time(source: AsyncGenerator[News], ticket: Ticket) -> AsyncGenerator[News]:
+    """The same, unless something is still waiting when the ticket has expired."""
+    while ticket.is_waiting:
+        try:
+            async with asyncio.timeout_at(ticket.expires):
+                item = await anext(source, None)
+        except TimeoutError:
+            raise ticket.too_late() from None
+        if item is None:
+            return
+        yield item
+    async for item in source:
+        yield item
 
 
 async def _one(client: Client, request: Request) -> AsyncGenerator[News]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, UnsetType
@@ -23,8 +23,8 @@ _numbers = itertools.count()
 class Caller:
     """Who asks, as far as HTTP's headers say."""
 
+    request_id: str
     key_salt: str = ""
-    request_id: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -43,16 +43,35 @@ class Job:
     reading: Reading = field(default_factory=Reading)  # of a chat
     created: int = field(default_factory=lambda: int(time.time()))
     num_generated: int = 0
-    num_cached: list[int] = field(init=False)
+    finish_reasons: set[str] = field(default_factory=set)
+    queue_seconds: float | None = None  # the longest of its completions' waits
+    first_token_seconds: float | None = None
+    _num_cached: list[int] = field(init=False)  # of each request
+    _total_cached: int = 0
+    _num_prompt: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.num_cached = [0] * len(self.requests)
+        self._num_cached = [0] * len(self.requests)
+        self._num_prompt = sum(len(request.prompt_token_ids) for request in self.requests)
+
+    def hear(self, deltas: Sequence[SequenceDelta]) -> None:
+        """Note what logs and traces tell."""
+        if self.first_token_seconds is None and deltas:
+            self.first_token_seconds = time.monotonic() - self.requests[0].arrival_time
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self.finish_reasons.add(delta.finish_reason)
+                timing = delta.timing
+                if timing is not None and timing.first_scheduled_time is not None:
+                    waited = timing.first_scheduled_time - timing.arrival_time
+                    self.queue_seconds = max(self.queue_seconds or 0.0, waited)
 
     def count(self, index: int, delta: SequenceDelta) -> None:
         """Take a delta of request `index` into the usage."""
         self.num_generated += len(delta.token_ids)
-        if delta.num_cached_tokens > self.num_cached[index]:
-            self.num_cached[index] = delta.num_cached_tokens
+        if (more := delta.num_cached_tokens - self._num_cached[index]) > 0:
+            self._num_cached[index] += more
+            self._total_cached += more
 
     def chunk_usage(self) -> Usage | UnsetType | None:
         """The usage of a chunk that is not the last."""
@@ -61,13 +80,13 @@ class Job:
         return None if self.shows_usage else UNSET
 
     def usage(self) -> Usage:
-        num_prompt = sum(len(request.prompt_token_ids) for request in self.requests)
+        num_prompt = self._num_prompt
         num_generated = 0 if self.drops_generated else self.num_generated
-        return Usage(num_prompt, num_generated, num_prompt + num_generated, CachedTokens(sum(self.num_cached)))
+        return Usage(num_prompt, num_generated, num_prompt + num_generated, CachedTokens(self._total_cached))
 
 
 def response_id(prefix: str, body: SamplingFields, caller: Caller) -> str:
-    return f"{prefix}-{body.request_id or caller.request_id or uuid.uuid4().hex}"
+    return f"{prefix}-{body.request_id or caller.request_id}"
 
 
 def engine_id(name: str) -> str:

@@ -13,17 +13,25 @@ from nybble.server.settings import Limits
 LARGE = 32 << 10
 """Bytes of a body from which on work on it goes to a thread: the event loop serves everyone."""
 
+HEAD_TOO_LARGE = "the head of the request is too large"
+
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class BodyLimits:
+    """And heads: the protocol's parser bounds only those that come in pieces."""
+
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _head_bytes(scope) > self._limits.max_head_bytes:
+            error = ApiError(431, HEAD_TOO_LARGE, code="limit_exceeded", headers={"Connection": "close"})
+            await error.response()(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
@@ -89,6 +97,11 @@ def shape_complaint(body: bytes, limits: Limits) -> str | None:
     if b"[]" in brackets or brackets.startswith(b"[" * (most + 1)):
         return f"the body is nested more than {most} levels deep"
     return None
+
+
+def _head_bytes(scope: Scope) -> int:
+    target = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    return target + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
 
 def _too_large(most: int) -> ApiError:

@@ -45,7 +45,8 @@ def _checked_message(message: Any, place: str, arguments: list[bytes]) -> dict[s
         raise _wrong(f"{place}.role must be one of {', '.join(ROLES)}", role)
     for name in ("function_call", "audio"):
         if message.get(name):
-            raise _wrong(f"{place}.{name} is not supported by this server", message[name])
+            remedy = "; send it as tool_calls" if name == "function_call" else ""
+            raise _wrong(f"{place}.{name} is not supported by this server{remedy}", message[name])
     content = message.get("content")
     # Templates ask whether there are calls by whether the key is there.
     checked = {name: value for name, value in message.items() if name != "tool_calls"} | {"role": ROLES[role]}

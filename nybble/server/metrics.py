@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from nybble.core.messages import Stepped
 from nybble.core.outputs import SequenceDelta
 from nybble.core.stats import EngineStats
+from nybble.server.record import RequestRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCIES = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
@@ -33,6 +34,7 @@ class Metrics:
     """
 
     def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+        self._model_name = model_name
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(model_name, stats))
         self._last_token_time: dict[tuple[str, int], float] = {}
@@ -45,10 +47,21 @@ class Metrics:
         self._first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", LATENCIES)
         self._inter_token = histogram("inter_token_latency_seconds", "Between two tokens.", TOKEN_LATENCIES)
         self._queue = histogram("request_queue_time_seconds", "Arrival to first scheduling.", REQUEST_LATENCIES)
+        self._prefill = histogram("request_prefill_time_seconds", "First scheduling to first token.", REQUEST_LATENCIES)
+        self._decode = histogram("request_decode_time_seconds", "First token to last.", REQUEST_LATENCIES)
+        self._inference = histogram(
+            "request_inference_time_seconds", "First scheduling to last token.", REQUEST_LATENCIES
+        )
         self._whole = histogram("e2e_request_latency_seconds", "Arrival to last token.", REQUEST_LATENCIES)
         self._prompt = histogram("request_prompt_tokens", "Tokens of a prompt.", LENGTHS)
         self._generated = histogram("request_generation_tokens", "Tokens of a completion.", LENGTHS)
         self._step = histogram("engine_step_seconds", "The host's time for a step of the engine.", TOKEN_LATENCIES)
+        self._answers = Counter(
+            "nybble:http_responses",
+            "Answers by status; 499 had no client left.",
+            ["model_name", "status"],
+            registry=self._registry,
+        )
         ended = Counter(
             "nybble:request_success",
             "Completions that ended.",
@@ -66,6 +79,16 @@ class Metrics:
     def submitted(self, num_prompt_tokens: int) -> None:
         self._prompt.observe(num_prompt_tokens)
 
+    def answered(self, record: RequestRecord) -> None:
+        """Take the end of an HTTP request."""
+        self._answers.labels(self._model_name, str(record.status)).inc()
+
+    def engine_died(self) -> None:
+        """Nothing more comes of what is open; the `EngineClient`'s `on_death`."""
+        self._ended["error"].inc(len(self._num_tokens))
+        self._last_token_time.clear()
+        self._num_tokens.clear()
+
     def stepped(self, step: Stepped) -> None:
         """Take a step's news; the `EngineClient`'s `on_step`."""
         self._step.observe(step.seconds)
@@ -75,7 +98,8 @@ class Metrics:
             if delta.token_ids:
                 last = self._last_token_time.get(key)
                 if last is not None:
-                    self._inter_token.observe((now - last) / len(delta.token_ids))
+                    for _ in delta.token_ids:
+                        self._inter_token.observe((now - last) / len(delta.token_ids))
                 self._last_token_time[key] = now
                 self._num_tokens[key] = self._num_tokens.get(key, 0) + len(delta.token_ids)
             if delta.finish_reason is not None:
@@ -89,13 +113,18 @@ class Metrics:
         timing = delta.timing
         if timing is None:
             return
-        for metric, end in (
-            (self._queue, timing.first_scheduled_time),
-            (self._first_token, timing.first_token_time),
-            (self._whole, timing.finished_time),
+        arrival, scheduled = timing.arrival_time, timing.first_scheduled_time
+        first, last = timing.first_token_time, timing.finished_time
+        for metric, begin, end in (
+            (self._queue, arrival, scheduled),
+            (self._first_token, arrival, first),
+            (self._prefill, scheduled, first),
+            (self._decode, first, last),
+            (self._inference, scheduled, last),
+            (self._whole, arrival, last),
         ):
-            if end is not None:
-                metric.observe(end - timing.arrival_time)
+            if begin is not None and end is not None:
+                metric.observe(end - begin)
 
 
 class _EngineCollector(Collector):

@@ -7,7 +7,14 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from nybble.server.protocol import Body, ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from nybble.server.protocol import (
+    AbortRequest,
+    Body,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 _REF = "#/components/schemas/{model}"
 _ERROR = {
@@ -48,7 +55,7 @@ def describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = plain()
-            models = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+            models = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest, AbortRequest)
             _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions["$defs"])

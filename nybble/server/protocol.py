@@ -189,6 +189,13 @@ class TokenizeRequest(Body, TemplateFields):
     return_token_strs: bool = False
 
 
+class AbortRequest(Body):
+    """`POST /abort_requests`: `request_ids` are those of the responses, such as "chatcmpl-17"."""
+
+    request_ids: Annotated[Texts, Field(min_length=1)] | None = None
+    abort_all: bool = False
+
+
 class DetokenizeRequest(Body):
     """`POST /detokenize`."""
 

@@ -43,6 +43,8 @@ def sampling_of(
         ApiError: more than the limits allow.
         RequestError: a value is out of its range.
     """
+    if body.stream and body.prompt_logprobs is not None:
+        raise bad_request("prompt_logprobs cannot be streamed", "prompt_logprobs", "invalid_value")
     _check_length("stop", body.stop, limits.max_stops)
     _check_length("bad_words", body.bad_words, limits.max_list_items)
     _check_length("stop_token_ids", body.stop_token_ids, limits.max_list_items)

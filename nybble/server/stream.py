@@ -15,8 +15,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from nybble.core.log import logger
-from nybble.server.errors import as_api_error
+from nybble.server.errors import ApiError, as_api_error
+from nybble.server.record import RequestRecord
 
 DONE = b"data: [DONE]\n\n"
 STREAM_START: Message = {
@@ -35,6 +35,10 @@ def event(body: Any) -> bytes:
     return b"data: " + _encode(body) + b"\n\n"
 
 
+class ClientGoneError(ConnectionError):
+    """Nothing can be sent any more."""
+
+
 class Reply(Response):
     """Runs `answer` until it is done or the client has gone.
 
@@ -50,12 +54,19 @@ class Reply(Response):
         self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._guarded(scope, receive, send))
+        state = scope.get("state", {})
+        record: RequestRecord | None = state.get("record")
+        transport: asyncio.Transport | None = state.get("transport")
+        work = asyncio.create_task(self._guarded(send, record, transport))
         watch = asyncio.create_task(_disconnected(receive))
         try:
             while not work.done():
                 await asyncio.wait((work, watch), timeout=self._max_send_seconds, return_when=asyncio.FIRST_COMPLETED)
+                if self._is_stuck() and transport is not None:
+                    transport.abort()  # closing it would wait for its reader
                 if watch.done() or self._is_stuck():
+                    if record is not None and not work.done():
+                        record.error = "client_too_slow" if self._is_stuck() else "client_gone"
                     break
         finally:
             # Waited for, so that the engine has been told when this returns.
@@ -63,7 +74,8 @@ class Reply(Response):
                 task.cancel()
             await asyncio.gather(watch, work, return_exceptions=True)
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send) -> ApiError | None:
+        """Returns the error that it answered with."""
         raise NotImplementedError
 
     async def send_in_time(self, send: Send, message: Message) -> None:
@@ -75,11 +87,19 @@ class Reply(Response):
         since = self._sending_since
         return since is not None and time.monotonic() - since >= self._max_send_seconds
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, send: Send, record: RequestRecord | None, transport: asyncio.Transport | None) -> None:
+        async def send_if_open(message: Message) -> None:
+            if transport is not None and transport.is_closing():
+                raise ClientGoneError
+            await send(message)
+
         try:
-            await self.answer(send)
-        except OSError:  # the connection broke
-            logger.debug("a client went away", exc_info=True)
+            failure = await self.answer(send_if_open)
+            if failure is not None and record is not None:
+                record.error = failure.word
+        except ClientGoneError:
+            if record is not None:
+                record.error = "client_gone"
 
 
 class EventStream(Reply):
@@ -89,8 +109,9 @@ class EventStream(Reply):
         super().__init__(max_send_seconds)
         self._events = events
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send) -> ApiError | None:
         has_started = False
+        failure = None
         last = DONE
         try:
             async with aclosing(self._events) as events:
@@ -99,13 +120,16 @@ class EventStream(Reply):
                         has_started = True
                         await self.send_in_time(send, STREAM_START)
                     await self.send_in_time(send, {"type": "http.response.body", "body": data, "more_body": True})
+        except ClientGoneError:
+            raise
         except Exception as error:
             failure = as_api_error(error)
             if not has_started:
                 await failure.response()({"type": "http"}, _nothing, send)
-                return
+                return failure
             last = b"data: " + failure.body() + b"\n\n"
         await self.send_in_time(send, {"type": "http.response.body", "body": last})
+        return failure
 
 
 class WholeReply(Reply):
@@ -115,15 +139,18 @@ class WholeReply(Reply):
         super().__init__(max_send_seconds)
         self._make_body = body
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send) -> ApiError | None:
+        failure = None
         try:
             response = Response(_encode(await self._make_body()), media_type="application/json")
         except Exception as error:
-            response = as_api_error(error).response()
+            failure = as_api_error(error)
+            response = failure.response()
         await self.send_in_time(
             send, {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         )
         await self.send_in_time(send, {"type": "http.response.body", "body": response.body})
+        return failure
 
 
 async def _disconnected(receive: Receive) -> None:

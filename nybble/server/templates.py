@@ -55,4 +55,5 @@ def render(messages: Any, fields: TemplateFields, context: Context, tools: Seque
         tools=tools or None,
         **variables,
     )
+    context.check_length(text, "messages")
     return Rendered(text, context.tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens)))

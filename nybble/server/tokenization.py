@@ -32,6 +32,7 @@ def tokenize(content: bytes, context: Context) -> Tokens:
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("give either prompt or messages", "prompt", "invalid_value")
     if body.prompt is not None:
+        context.check_length(body.prompt, "prompt")
         adds_special_tokens = body.add_special_tokens is not False
         token_ids = context.tokenizer.encode(body.prompt, add_special_tokens=adds_special_tokens)
     else:

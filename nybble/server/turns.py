@@ -1,39 +1,42 @@
 """Work on requests, done so that the event loop keeps turning for the streams that run.
 
-`Turnstile` lets a few new requests in each turn of the loop, however many arrive at once; `Workers` reads small bodies
-there and then, and large ones in threads.
+`Door` lets what a few connections have sent in each turn of the loop, however many send at once; `Workers` reads small
+bodies there and then, and large ones in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from nybble.server.limits import LARGE
 
-NUM_A_TURN = 8
+NUM_A_TURN = 4
 NUM_THREADS = 2
 """Few, for the tokenizer takes some hundred bytes of memory for each token it makes."""
 
 Result = TypeVar("Result")
 
 
-class Turnstile:
-    """An ASGI layer, the outermost."""
+class Door:
+    """Where everything that has to be read waits for its turn."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._places = asyncio.Semaphore(NUM_A_TURN)
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            async with self._places:
-                await asyncio.sleep(0)  # a place is kept for a turn
-        await self._app(scope, receive, send)
+    def queue(self, read: Callable[[], None]) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._open)
+        self._waiting.append(read)
+
+    def _open(self) -> None:
+        for _ in range(min(NUM_A_TURN, len(self._waiting))):
+            self._waiting.popleft()()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._open)
 
 
 class Workers:

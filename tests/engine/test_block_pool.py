@@ -145,3 +145,19 @@ def test_no_salt_of_any_type_is_a_number_of_the_pools() -> None:
     assert pool.match(NO_SALT, TOKENS, 2).block_ids[:1] == head
     for number in range(10):
         assert not pool.match(salted_root(number), TOKENS[4:], 1).block_ids  # type: ignore[arg-type]
+
+
+def test_forgetting_all() -> None:
+    pool = BlockPool(4, 2, keeps_idle_blocks=True)
+    root = salted_root("")
+    held, idle = pool.allocate(), pool.allocate()
+    prefix = pool.register(held, root, (1, 2))
+    pool.register(idle, prefix, (3, 4))
+    pool.free([idle])
+    assert pool.match(root, [1, 2, 3, 4], 2).block_ids == [held, idle]
+    pool.forget_all()
+    assert pool.match(root, [1, 2, 3, 4], 2).block_ids == []
+    assert pool.num_free == 3
+    pool.free([held])
+    assert pool.num_free == 4
+    assert sorted(pool.allocate() for _ in range(4)) == [0, 1, 2, 3]

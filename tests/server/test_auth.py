@@ -13,6 +13,8 @@ from nybble.core.request import Request
 from nybble.server.auth import OPEN_PATHS, combined_salt
 
 KEYS = ("first-key", "second-key")
+ADMIN = "admin-key"
+CONTROL = {("POST", "/reset_prefix_cache"), ("POST", "/abort_requests")}
 
 
 def routes_of(app: FastAPI) -> list[tuple[str, str]]:
@@ -27,7 +29,7 @@ def routes_of(app: FastAPI) -> list[tuple[str, str]]:
 
 def test_every_route_asks_for_a_key() -> None:
     async def main() -> None:
-        app = make_app(api_keys=KEYS)
+        app = make_app(api_keys=KEYS, admin_keys=[ADMIN])
         routes = routes_of(app)
         assert ("POST", "/v1/chat/completions") in routes
         assert ("GET", "/openapi.json") in routes
@@ -35,6 +37,12 @@ def test_every_route_asks_for_a_key() -> None:
         async with in_process(app) as client:
             for method, path in [*routes, ("GET", "/not/there"), ("OPTIONS", "/v1/models")]:
                 response = await client.request(method, path)
+                if (method, path) in CONTROL:
+                    for key in KEYS:
+                        headers = {"Authorization": f"Bearer {key}"}
+                        assert (await client.request(method, path, headers=headers)).status_code == 403, path
+                    headers = {"Authorization": f"Bearer {ADMIN}"}
+                    assert (await client.request(method, path, headers=headers)).status_code in (200, 415)
                 if path in OPEN_PATHS and method in ("GET", "HEAD"):
                     assert response.status_code in (200, 404)
                     continue
@@ -42,6 +50,23 @@ def test_every_route_asks_for_a_key() -> None:
                 if method != "HEAD":
                     assert response.json()["error"]["code"] == "invalid_api_key"
                 assert response.headers["www-authenticate"] == "Bearer"
+
+            assert set(routes) >= CONTROL
+            headers = {"Authorization": f"Bearer {ADMIN}"}
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
+    run(main)
+
+
+def test_without_an_admin_key_nobody_controls() -> None:
+    async def main() -> None:
+        engine = FakeEngine(tiny_tokenizer())
+        async with in_process(make_app(engine)) as client, in_process(make_app(engine, admin_keys=[ADMIN])) as admins:
+            for method, path in CONTROL:
+                for each in (client, admins):
+                    assert (await each.request(method, path)).status_code == 403
+            assert (await admins.get("/v1/models")).status_code == 200  # a key for admins closes nothing else
+            assert engine.num_resets == 0
 
     run(main)
 

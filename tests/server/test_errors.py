@@ -133,6 +133,11 @@ UNSUPPORTED = [
     (CHAT, {"audio": {"voice": "x"}}),
     (CHAT, {"chat_template": "{{ x }}"}),
     (CHAT, {"reasoning_effort": "low"}),
+    (CHAT, {"function_call": {"name": "f"}}),
+    (CHAT, {"include_reasoning": False}),
+    (CHAT, {"store": True}),
+    ("/v1/completions", {"service_tier": "flex"}),
+    ("/v1/completions", {"thinking_token_budget": 5}),
 ]
 
 

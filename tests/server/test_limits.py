@@ -158,7 +158,7 @@ def test_the_queue_has_an_end() -> None:
             waiting[0].cancel()
             engine.first_gate.set()
             await asyncio.gather(*waiting, return_exceptions=True)
-            assert (admission.num_requests, admission.num_tokens) == (0, 0)
+            assert (admission.num_completions, admission.num_tokens) == (0, 0)
             assert (await ask()).status_code == 200
 
     run(main)

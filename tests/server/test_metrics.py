@@ -68,7 +68,10 @@ def test_durations_follow_from_the_steps() -> None:
     assert found["request_queue_time_seconds_sum"] == pytest.approx(0.2)
     assert found["time_to_first_token_seconds_sum"] == pytest.approx(0.5)
     assert found["e2e_request_latency_seconds_sum"] == pytest.approx(2)
-    assert found["inter_token_latency_seconds_count"] == 2
+    assert found["request_prefill_time_seconds_sum"] == pytest.approx(0.3)
+    assert found["request_decode_time_seconds_sum"] == pytest.approx(1.5)
+    assert found["request_inference_time_seconds_sum"] == pytest.approx(1.8)
+    assert found["inter_token_latency_seconds_count"] == 3  # as many as tokens after the first
     assert found["request_generation_tokens_sum"] == 4
     assert found["request_prompt_tokens_sum"] == 12
     assert found["engine_step_seconds_count"] == 4
@@ -76,6 +79,15 @@ def test_durations_follow_from_the_steps() -> None:
     assert found["request_success_total:stop"] == found["request_success_total:abort"] == 1
     assert not metrics._last_token_time
     assert not metrics._num_tokens, "nothing stays of what ended"
+
+
+def test_an_engine_that_dies_leaves_nothing() -> None:
+    metrics = Metrics("m", lambda: STATS)
+    metrics.stepped(Stepped(STATS, [SequenceDelta(request_id="a", index=i, token_ids=[1]) for i in range(2)], 0.01))
+    metrics.engine_died()
+    assert read(metrics)["request_success_total:error"] == 2
+    assert not metrics._last_token_time
+    assert not metrics._num_tokens
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:

@@ -7,6 +7,7 @@ from support.server import in_process, make_app, run, tiny_tokenizer
 
 import nybble
 from nybble.server.app import create_app
+from nybble.server.record import RequestRecord
 from nybble.server.settings import ServerSettings
 from nybble.text.request_builder import RequestBuilder
 
@@ -64,10 +65,15 @@ def test_openapi_describes_the_bodies() -> None:
 
 def test_metrics_are_told_of_admitted_requests() -> None:
     class Metrics:
-        sizes: list[int] = []  # noqa: RUF012
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+            self.statuses: list[int] = []
 
         def render(self) -> bytes:
             return b"nybble:x 1\n"
+
+        def answered(self, record: RequestRecord) -> None:
+            self.statuses.append(record.status)
 
         def submitted(self, num_prompt_tokens: int) -> None:
             self.sizes.append(num_prompt_tokens)
@@ -81,6 +87,7 @@ def test_metrics_are_told_of_admitted_requests() -> None:
             await client.post("/v1/completions", json={"prompt": [[1, 2], [3]], "max_tokens": 1})
             await client.post("/v1/completions", json={"prompt": [], "max_tokens": 1})
             assert metrics.sizes == [2, 1]
+            assert metrics.statuses == [200, 400]
             response = await client.get("/metrics")
             assert response.content == b"nybble:x 1\n"
             assert response.headers["content-type"].startswith("text/plain; version=0.0.4")

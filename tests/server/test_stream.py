@@ -1,14 +1,13 @@
 """Clients that go, that do not read, and that come in thousands, against a real uvicorn."""
 
 import asyncio
-import json
 import time
 from typing import Any
 
 import httpx
 import pytest
 from support.fake_engine import FakeEngine
-from support.server import make_app, on_port, run, tiny_tokenizer, until
+from support.server import connect, make_app, on_port, request_of, run, tiny_tokenizer, until
 
 from nybble.server.settings import Limits
 
@@ -18,18 +17,6 @@ BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "ignore
 
 def fake(**options: Any) -> FakeEngine:
     return FakeEngine(tiny_tokenizer(), **options)
-
-
-def request_of(body: dict[str, Any], path: str = CHAT) -> bytes:
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
-
-
-async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
 
 
 def test_a_client_that_goes_is_aborted() -> None:
@@ -57,7 +44,7 @@ def test_a_client_that_goes_is_aborted() -> None:
                 await until(lambda e=engine: e.num_open == 0)
                 assert len(engine.aborted) == num
                 admission = app.state.context.admission
-                await until(lambda a=admission: (a.num_requests, a.num_tokens) == (0, 0))
+                await until(lambda a=admission: (a.num_completions, a.num_tokens) == (0, 0))
 
     run(main)
 
@@ -98,7 +85,7 @@ def test_large_bodies_and_many_that_wait_do_not_stall_the_loop() -> None:
         assert engine.ready is not None
         engine.ready.max_model_len = 10_000_000
         engine.first_gate = asyncio.Event()
-        app = make_app(engine, Limits(max_queued_requests=5000))
+        app = make_app(engine, Limits(max_queued_requests=5000, max_prompt_chars=1 << 23))
         lags = []
 
         async def watch() -> None:
@@ -129,6 +116,6 @@ def test_large_bodies_and_many_that_wait_do_not_stall_the_loop() -> None:
                     assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
                     writer.close()
                 await until(lambda: engine.num_open == 0)
-                assert app.state.context.admission.num_requests == 0
+                assert app.state.context.admission.num_completions == 0
 
     run(main)

@@ -55,6 +55,8 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.aborted: list[str] = []
         self.num_open = 0
+        self.num_resets = 0
+        self._open: list[str] = []
         self.error = error
         self.fail_after = fail_after
         self.first_gate: asyncio.Event | None = None  # waited for before the first token, if set
@@ -64,10 +66,21 @@ class FakeEngine:
         self._tokens_at_once = tokens_at_once
         self._num_cached_tokens = num_cached_tokens
 
+    @property
+    def open_ids(self) -> list[str]:
+        return list(self._open)
+
+    def abort(self, request_id: str) -> None:
+        self._open.remove(request_id)
+
+    def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
+
     async def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]:
         if self.error is not None:
             raise self.error
         self.requests.append(request)
+        self._open.append(request.request_id)
         self.num_open += 1
         is_finished = False
         try:
@@ -75,6 +88,13 @@ class FakeEngine:
                 await self.first_gate.wait()
             pending: list[SequenceDelta] = []
             for position, deltas in enumerate(self._steps(request)):
+                if request.request_id not in self._open:  # aborted from outside
+                    deltas = [
+                        SequenceDelta(request_id=request.request_id, index=index, finish_reason="abort")
+                        for index in range(request.params.n)
+                    ]
+                    pending += deltas
+                    break
                 pending += deltas
                 if self.fail_after == position:
                     raise EngineDeadError("the fake died of a secret reason")
@@ -89,6 +109,8 @@ class FakeEngine:
             is_finished = True
         finally:
             self.num_open -= 1
+            if request.request_id in self._open:
+                self._open.remove(request.request_id)
             if not is_finished:
                 self.aborted.append(request.request_id)
 

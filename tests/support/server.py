@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from support.fake_engine import FakeEngine
 
 import nybble
 from nybble.server.app import create_app
+from nybble.server.http_server import make_server
+from nybble.server.record import Sink
 from nybble.server.settings import Limits, ServerSettings
 from nybble.text.request_builder import RequestBuilder
 from nybble.text.tokenizer import Tokenizer
@@ -28,11 +30,15 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer.load(TINY)
 
 
-def make_app(engine: FakeEngine | None = None, limits: Limits | None = None, **settings: Any) -> FastAPI:
+def make_app(
+    engine: FakeEngine | None = None, limits: Limits | None = None, sinks: Sequence[Sink] = (), **settings: Any
+) -> FastAPI:
     engine = engine or FakeEngine(tiny_tokenizer())
     assert engine.ready is not None
     builder = RequestBuilder(tiny_tokenizer(), engine.ready.default_sampling)
-    return create_app(engine, tiny_tokenizer(), builder, ServerSettings(limits=limits or Limits(), **settings))
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    known = ServerSettings(limits=limits or Limits(), **settings)
+    return create_app(engine, tiny_tokenizer(), builder, known, sinks=sinks)
 
 
 def in_process(app: FastAPI, root_path: str = "") -> httpx.AsyncClient:
@@ -41,10 +47,9 @@ def in_process(app: FastAPI, root_path: str = "") -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def on_port(app: FastAPI) -> AsyncGenerator[str]:
+async def on_port(app: FastAPI, **options: Any) -> AsyncGenerator[str]:
     """Serve on a free port of this machine; gives the base URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
+    server = make_server(app, app.state.context.limits, host="127.0.0.1", port=0, **options)
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
@@ -64,3 +69,15 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def request_of(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
