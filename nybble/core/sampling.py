@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr
 
 from nybble.core.checks import Interval, fits, shown, wording
 from nybble.core.errors import RequestError
+from nybble.core.structured import StructuredOutputs
 
 SAMPLING_EPSILON = 1e-5
 """Temperatures below this are greedy: dividing by them would overflow fp32 logits."""
@@ -70,6 +71,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: accepted for compatibility; fast tokenizers decide this themselves.
         detokenize: False returns token ids only.
+        structured_outputs: the form that the text must have.
 
     Raises:
         RequestError: a value is outside its range; names the field.
@@ -98,6 +100,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _kinds().items():

@@ -98,7 +98,7 @@ class ModelRunner:
                     prompt = np.array(start.prompt_token_ids, dtype=np.int64)
                     self._prompts[start.slot] = (prompt, start.params.prompt_logprobs)
             host = gather(batch, self._tables)
-            plans = self._plan(host)
+            plans = self._plan(host, [batch.rows[row].mask for row in host.sample_rows.tolist()])
             wants_prompt = any(row.prompt_logprobs for row in batch.rows)
             size = (
                 self._graphs.size_for(len(host.slots)) if self._graphs and host.is_decode and not wants_prompt else None
@@ -132,10 +132,10 @@ class ModelRunner:
     def _stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
 
-    def _plan(self, host: HostStep) -> list[tuple[slice, SamplingPlan]]:
+    def _plan(self, host: HostStep, masks: list[bytes | None]) -> list[tuple[slice, SamplingPlan]]:
         slots = host.slots[host.sample_rows]
         slices = sampler.slice_rows(len(slots), self._vocab_size)
-        return [(part, self._sampling.plan(slots[part], host.num_output_tokens[part])) for part in slices]
+        return [(part, self._sampling.plan(slots[part], host.num_output_tokens[part], masks[part])) for part in slices]
 
     def _upload(self, host: HostStep, plans: list[tuple[slice, SamplingPlan]]) -> dict[str, torch.Tensor]:
         """Bring a step's arrays to the device and the block tables up to date."""

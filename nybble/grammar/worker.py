@@ -1,0 +1,149 @@
+"""The compiling process: `python -m nybble.grammar.worker` reads forms from standard input and writes grammars.
+
+A form is what a stranger sent, and compiling it is native code that no one can interrupt. So it happens here, where
+the kernel ends what takes too long (an alarm) or too much memory (a limit): nothing but this process dies of it. Leaves
+when standard input ends. Runs at a low priority, for the engine's thread must not wait for a core.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import tempfile
+from typing import BinaryIO
+
+from nybble.core.structured import StructuredOutputs
+from nybble.grammar import messages
+from nybble.grammar.schema import unsupported_keyword
+
+MAX_MORE_MEMORY_BYTES = 2**31
+MAX_GRAMMAR_BYTES = 2**26
+NICENESS = 10
+MAX_WHITESPACE = 20
+"""Between two parts of JSON: enough for four levels of indentation. Without a limit models may write blanks forever."""
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal
+    os.nice(NICENESS)
+    source = sys.stdin.buffer
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not get between the messages
+    begin = _read(source)
+    assert isinstance(begin, messages.Begin)
+    compiler = Compiler(begin.vocabulary)
+    _limit_memory()
+    _write(sink, messages.Started())
+    while (message := _read(source)) is not None:
+        assert isinstance(message, messages.Compile)
+        signal.setitimer(signal.ITIMER_REAL, begin.seconds)  # its default is to end the process
+        answer = compiler.compile(message.form)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _write(sink, answer)
+
+
+class Compiler:
+    """Makes grammars for one vocabulary."""
+
+    def __init__(self, vocabulary: messages.Vocabulary) -> None:
+        import xgrammar
+
+        self._xgrammar = xgrammar
+        self._compiler = xgrammar.GrammarCompiler(vocabulary.info(), max_threads=2, cache_enabled=False)
+
+    def compile(self, form: StructuredOutputs) -> messages.Compiled | messages.Rejected:
+        if form.kind == "json" and (keyword := unsupported_keyword(form.text)) is not None:
+            return messages.Rejected(f"the schema uses {keyword}, which is not supported")
+        try:
+            with _Warnings() as warnings:
+                grammar = self._grammar(form)
+                text = grammar.serialize_json().encode()
+        except MemoryError:
+            return messages.Rejected("it needs too much memory")
+        except Exception as error:  # xgrammar raises RuntimeError, and others for structural tags
+            return messages.Rejected(_first_line(str(error)))
+        if warnings.text:  # it would have ignored a part of what was asked
+            return messages.Rejected(_first_line(warnings.text))
+        if len(text) > MAX_GRAMMAR_BYTES:
+            return messages.Rejected(f"compiled it has {len(text)} bytes; at most {MAX_GRAMMAR_BYTES} are allowed")
+        if not self._allows_something(grammar):
+            return messages.Rejected("no text has this form")
+        return messages.Compiled(text)
+
+    def _grammar(self, form: StructuredOutputs):  # type: ignore[no-untyped-def]
+        compiler, text = self._compiler, form.text
+        spaces = {"any_whitespace": not form.disable_any_whitespace}
+        if form.disable_any_whitespace:
+            spaces["separators"] = (",", ":")
+        else:
+            spaces["max_whitespace_cnt"] = MAX_WHITESPACE
+        match form.kind:
+            case "json":
+                return compiler.compile_json_schema(text, **spaces)
+            case "json_object":
+                return compiler.compile_json_schema('{"type": "object"}', **spaces)
+            case "regex":
+                return compiler.compile_regex(text)
+            case "choice":
+                texts = [{"type": "const_string", "value": choice} for choice in form.choice or ()]
+                tag = {"type": "structural_tag", "format": {"type": "or", "elements": texts}}
+                return compiler.compile_structural_tag(tag)
+            case "grammar":
+                is_lark = "::=" not in text
+                return compiler.compile_lark(text) if is_lark else compiler.compile_grammar(text)
+        return compiler.compile_structural_tag(text)
+
+    def _allows_something(self, grammar) -> bool:  # type: ignore[no-untyped-def]
+        mask = self._xgrammar.allocate_token_bitmask(1, grammar.tokenizer_info.vocab_size)
+        self._xgrammar.GrammarMatcher(grammar).fill_next_token_bitmask(mask)
+        return bool(mask.any())
+
+
+class _Warnings:
+    """Catches what native code writes to standard error, which is where xgrammar says what it leaves out."""
+
+    def __enter__(self) -> _Warnings:
+        self.text = ""
+        self._file = tempfile.TemporaryFile()
+        self._stderr = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._stderr, 2)
+        os.close(self._stderr)
+        self._file.seek(0)
+        self.text = self._file.read(4096).decode(errors="replace")
+        self._file.close()
+
+
+def _first_line(text: str) -> str:
+    """Without the time and the place in xgrammar's source that it begins with."""
+    line = next((line for line in text.splitlines() if line.strip()), "it cannot be compiled")
+    if line.startswith("["):
+        line = line.partition("] ")[2].partition(": ")[2]
+    return line.removeprefix("Warning: ")[:400]
+
+
+def _limit_memory() -> None:
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MORE_MEMORY_BYTES, resource.RLIM_INFINITY))
+
+
+def _read(source: BinaryIO) -> messages.ToWorker | None:
+    header = source.read(messages.LENGTH_BYTES)
+    if len(header) < messages.LENGTH_BYTES:
+        return None
+    return messages.decode_to_worker(source.read(int.from_bytes(header, "little")))
+
+
+def _write(sink: BinaryIO, message: messages.FromWorker) -> None:
+    sink.write(messages.encode(message))
+    sink.flush()
+
+
+if __name__ == "__main__":
+    main()
