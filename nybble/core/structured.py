@@ -11,8 +11,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import force_setattr
 
-from nybble.core.checks import shown
+from nybble.core.checks import fits, shown
 from nybble.core.errors import RequestError
+from nybble.core.json_schema import unsupported_keyword
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 MAX_CHARS = 2**18
@@ -69,8 +70,8 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
                 self._fail(f"json_object must be True or False, got {shown(value)}")
         elif not isinstance(value, str) or not value:
             self._fail(f"{name} must be a non-empty string, got {shown(value)}")
-        if (no_spaces := getattr(self, "disable_any_whitespace")) not in (True, False):  # noqa: B009: not surely a bool
-            self._fail(f"disable_any_whitespace must be True or False, got {shown(no_spaces)}")
+        if not fits(bool, self.disable_any_whitespace):
+            self._fail(f"disable_any_whitespace must be True or False, got {shown(self.disable_any_whitespace)}")
         try:
             length = len(self.text.encode())
         except UnicodeEncodeError:
@@ -100,6 +101,8 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
             self._fail(f"{name} is not valid JSON: {error}")
         if not isinstance(value, dict):
             self._fail(f"{name} must be a JSON object, got {shown(value)}")
+        if name == "json" and (keyword := unsupported_keyword(value)) is not None:
+            self._fail(f"the JSON schema uses {keyword}, which is not supported; leave it out")
         return text
 
     def _fail(self, rule: str) -> Any:

@@ -16,7 +16,6 @@ from typing import BinaryIO
 
 from nybble.core.structured import StructuredOutputs
 from nybble.grammar import messages
-from nybble.grammar.schema import unsupported_keyword
 
 MAX_MORE_MEMORY_BYTES = 2**31
 MAX_GRAMMAR_BYTES = 2**26
@@ -54,8 +53,6 @@ class Compiler:
         self._compiler = xgrammar.GrammarCompiler(vocabulary.info(), max_threads=2, cache_enabled=False)
 
     def compile(self, form: StructuredOutputs) -> messages.Compiled | messages.Rejected:
-        if form.kind == "json" and (keyword := unsupported_keyword(form.text)) is not None:
-            return messages.Rejected(f"the schema uses {keyword}, which is not supported")
         try:
             with _Warnings() as warnings:
                 grammar = self._grammar(form)

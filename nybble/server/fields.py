@@ -15,12 +15,12 @@ from nybble.server.errors import bad_request
 _NOTHING: tuple[Any, ...] = ()
 
 _COMMON: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": _NOTHING,
     "guided_json": _NOTHING,
     "guided_regex": _NOTHING,
     "guided_choice": _NOTHING,
     "guided_grammar": _NOTHING,
+    "guided_decoding_backend": _NOTHING,
+    "guided_whitespace_pattern": _NOTHING,
     "structural_tag": _NOTHING,
     "logits_processors": ([],),
     "use_beam_search": (False,),
@@ -53,6 +53,15 @@ CHAT_FIELDS = {
 }
 
 
+_REMEDIES = {
+    "guided_json": 'structured_outputs = {"json": …}',
+    "guided_regex": 'structured_outputs = {"regex": …}',
+    "guided_choice": 'structured_outputs = {"choice": …}',
+    "guided_grammar": 'structured_outputs = {"grammar": …}',
+    "structural_tag": 'structured_outputs = {"structural_tag": …}',
+}
+
+
 def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, tuple[Any, ...]]) -> None:
     """
     Raises:
@@ -61,7 +70,10 @@ def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, tuple[Any, 
     for name in body.keys() & fields.keys():
         value = body[name]
         if value is not None and not any(type(value) is type(passing) and value == passing for passing in fields[name]):
-            raise bad_request(f"{name} is not supported by this server, got {shown(value)}", name, "unsupported_field")
+            remedy = f"; send {_REMEDIES[name]} instead" if name in _REMEDIES else ""
+            raise bad_request(
+                f"{name} is not supported by this server, got {shown(value)}{remedy}", name, "unsupported_field"
+            )
     # A second name for n, unless it asks for a choice among more completions than are returned.
     best_of = body.get("best_of")
     if best_of is not None and best_of != (1 if body.get("n") is None else body["n"]):

@@ -1,31 +1,12 @@
-"""Which of a JSON schema's keywords would be ignored: a schema that uses one is refused, for it would not be kept."""
+"""Which of a JSON schema's keywords generation would not heed: a schema that uses one is refused, not half kept."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-IGNORED = frozenset(
-    {
-        "multipleOf",
-        "uniqueItems",
-        "contains",
-        "minContains",
-        "maxContains",
-        "not",
-        "if",
-        "then",
-        "else",
-        "dependentRequired",
-        "dependentSchemas",
-        "dependencies",
-        "contentEncoding",
-        "contentMediaType",
-        "contentSchema",
-        "$dynamicRef",
-        "$recursiveRef",
-    }
+_IGNORED = frozenset(
+    {"multipleOf", "uniqueItems", "contains", "minContains", "maxContains", "not", "if", "then", "else"}
+    | {"dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef"}
 )
 _FORMATS = frozenset(
     {"email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference"}
@@ -36,15 +17,15 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems")
 
 
-def unsupported_keyword(text: str) -> str | None:
-    """The first keyword of a schema, given as JSON, that generation would not heed."""
-    pending: list[Any] = [msgspec.json.decode(text)]
+def unsupported_keyword(schema: object) -> str | None:
+    """The first part of a schema, decoded from JSON, that the compiler would ignore silently."""
+    pending: list[Any] = [schema]
     while pending:
-        schema = pending.pop()
-        if not isinstance(schema, dict):
+        part = pending.pop()
+        if not isinstance(part, dict):
             continue
-        for name, value in schema.items():
-            if name in IGNORED and value not in (False, None):
+        for name, value in part.items():
+            if name in _IGNORED and value not in (False, None):
                 return f'"{name}"'
             if name == "format" and value not in _FORMATS:
                 return f'the format "{str(value)[:40]}"'
