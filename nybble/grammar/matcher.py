@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 import xgrammar
 
 from nybble.core.structured import Reasoning
 
-MAX_MASK_SECONDS = 1.0
-"""Of one token. The engine's thread computes masks, so a grammar that takes longer would hold up everyone."""
+GRACE_SECONDS = 0.5
+SECONDS_PER_TOKEN = 0.005
+"""The engine's thread computes masks, so a grammar that takes longer than these (of processor time) would hold up
+everyone."""
 
 BEGIN_THINKING, END_THINKING = b"<think>", b"</think>"
 
@@ -53,7 +54,8 @@ class Matcher:
         self._is_thinking = reasoning == "is_open"
         self._may_think = reasoning == "may_open"
         self._tail = b""
-        self._words = torch.zeros(1, -(-len(pieces) // 32), dtype=torch.int32)
+        self._seconds_left = GRACE_SECONDS
+        self._words = np.zeros((1, -(-len(pieces) // 32)), dtype=np.int32)
         self.is_finished = False
         self.mask: bytes | None = None
         if not self._is_thinking:
@@ -73,16 +75,16 @@ class Matcher:
             self._may_think, self._is_thinking, self.mask = False, True, None
             return
         self._may_think = False
-        begin = time.perf_counter()
+        begin = time.thread_time()
         if not self._matcher.accept_token(token_id):
             raise ValueError(f"token {token_id} is not what the grammar allows")
         if self._matcher.is_terminated():
             self.is_finished, self.mask = True, None
         else:
             self._find_mask()
-        seconds = time.perf_counter() - begin
-        if seconds > MAX_MASK_SECONDS:
-            raise ValueError(f"its grammar took {seconds:.1f} s to follow a single token; make it simpler")
+        self._seconds_left += SECONDS_PER_TOKEN - (time.thread_time() - begin)
+        if self._seconds_left < 0:
+            raise ValueError("finding the tokens that its grammar allows takes too long; make it simpler")
 
     def _think(self, piece: bytes) -> None:
         # What a token writes behind the tag is lost to the grammar: with tags that are tokens, as usual, nothing.
@@ -92,9 +94,9 @@ class Matcher:
             self._find_mask()
 
     def _find_mask(self) -> None:
-        self._words.fill_(-1)
+        self._words.fill(-1)
         self._matcher.fill_next_token_bitmask(self._words)
-        words = self._words.numpy()[0].copy()
+        words = self._words[0].copy()
         if self._may_think and BEGIN_THINKING in self._pieces:
             token_id = self._pieces.index(BEGIN_THINKING)
             words.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)

@@ -16,7 +16,7 @@ from nybble.text.tool_calls.parser import Tool, parameters_of, tool_name
 Format = dict[str, Any]
 """A `format` of a structural tag."""
 
-MAX_WHITESPACE = 20  # between two parts of JSON, as where a schema alone is asked for
+MAX_WHITESPACE = 13  # between two parts of JSON, as where a schema alone is asked for
 _SEPARATORS = {"hermes": "\n", "qwen3_coder": "\n", "llama3_json": "; "}
 _TRIGGER = "<tool_call>"
 
