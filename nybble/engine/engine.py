@@ -39,8 +39,8 @@ MAX_FAILURES_IN_A_ROW = 3
 
 FAILED_ROWS = {
     BAD_LOGITS: "the model's logits were not finite (NaN or infinity)",
-    NO_TOKEN: "the sampling parameters leave no token to generate: allowed_token_ids, bad_words and min_tokens (which "
-    "holds back end-of-sequence and stop ids) exclude all; loosen one of them",
+    NO_TOKEN: "the sampling parameters leave no token to generate: allowed_token_ids, bad_words, structured_outputs "
+    "and min_tokens (which holds back end-of-sequence and stop ids) exclude all; loosen one of them",
 }
 
 

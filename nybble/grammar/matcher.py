@@ -97,6 +97,8 @@ class Matcher:
         self._words.fill(-1)
         self._matcher.fill_next_token_bitmask(self._words)
         words = self._words[0].copy()
+        if len(self._pieces) % 32:  # bits past the vocabulary
+            words[-1] &= (1 << len(self._pieces) % 32) - 1
         if self._may_think and BEGIN_THINKING in self._pieces:
             token_id = self._pieces.index(BEGIN_THINKING)
             words.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)

@@ -59,7 +59,7 @@ def _calls(format_name: str, tags: list[Format], parallel: bool) -> Format:
 
 def of_text(form: StructuredOutputs) -> Format:
     """The form of a text as a part of a larger one."""
-    spaces = 0 if form.disable_any_whitespace else MAX_WHITESPACE
+    spaces = 1 if form.disable_any_whitespace else MAX_WHITESPACE  # here it cannot be none
     match form.kind:
         case "json" | "json_object":
             schema = {"type": "object"} if form.kind == "json_object" else json.loads(form.text)
@@ -87,7 +87,7 @@ def _tag(format_name: str, tool: Tool, *, keeps_schema: bool) -> Format:
     schema["type"] = "object"
     arguments: Format = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": MAX_WHITESPACE}
     if format_name == "qwen3_coder":
-        arguments |= {"style": "qwen_xml", "excludes": ["<parameter="]}
+        arguments["style"] = "qwen_xml"
         begin, end = f"<tool_call>\n<function={name}>\n", "</function>\n</tool_call>"
     elif format_name == "hermes":
         begin, end = f'<tool_call>\n{{"name": {quoted}, "arguments": ', "}\n</tool_call>"
