@@ -36,26 +36,39 @@ def allowed(matcher: Matcher) -> list[int]:
     return [int(token_id) for token_id in np.flatnonzero(bits)]
 
 
+PARAMETER_END = b"\n</parameter>\n"
+
+
 def walk(grammar: Grammar, seed: int, max_tokens: int = 2000, reasoning: Reasoning | None = None) -> str:
-    """A text that the grammar allows, to its end. Prefers what closes, for a random text would not end."""
+    """A text that the grammar allows, to its end. After a while it prefers what closes, for chance would not."""
     choose = random.Random(seed)
     matcher = grammar.open(reasoning)
     text = b""
     for count in range(max_tokens):
-        if matcher.is_finished:
-            return text.decode()
         token_ids = allowed(matcher)
-        if count > 60:
-            closing = [
-                i for i in token_ids if i == EOS or tiny_tokenizer().token_bytes(i)[:1] in (b'"', b"}", b"]", b"<")
-            ]
-            token_ids = closing or token_ids
-        if EOS in token_ids and (count > 60 or choose.random() < 0.5):
-            return text.decode()
+        if count > 40:
+            token_ids = _closing(text, token_ids) or token_ids
+        if EOS in token_ids and (count > 40 or choose.random() < 0.5):
+            break
         token_id = choose.choice([i for i in token_ids if i != EOS])
         text += tiny_tokenizer().token_bytes(token_id)
         matcher.accept(token_id)
-    raise AssertionError(f"no end after {max_tokens} tokens: {text[-200:]!r}")
+        if matcher.is_finished:
+            break
+    else:
+        raise AssertionError(f"no end after {max_tokens} tokens: {text[-200:]!r}")
+    return text.decode(errors="replace")
+
+
+def _closing(text: bytes, token_ids: list[int]) -> list[int]:
+    if EOS in token_ids:
+        return [EOS]
+    of_text = {tiny_tokenizer().token_bytes(token_id): token_id for token_id in token_ids}
+    for length in range(len(PARAMETER_END) - 1, -1, -1):
+        following = PARAMETER_END[length : length + 1]
+        if text.endswith(PARAMETER_END[:length]) and following in of_text and (length or not text.endswith(b" ")):
+            return [of_text[following]]
+    return [token_id for piece, token_id in of_text.items() if piece[:1] in (b'"', b"}", b"]", b"<")]
 
 
 def form(**fields: Any) -> StructuredOutputs:

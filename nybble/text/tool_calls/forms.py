@@ -12,6 +12,7 @@ from typing import Any
 from nybble.core.json_schema import unsupported_keyword
 from nybble.core.structured import StructuredOutputs
 from nybble.text.tool_calls.parser import Tool, parameters_of, tool_name
+from nybble.text.tool_calls.qwen3_forms import parameters_form
 
 Format = dict[str, Any]
 """A `format` of a structural tag."""
@@ -19,6 +20,7 @@ Format = dict[str, Any]
 MAX_WHITESPACE = 13  # between two parts of JSON, as where a schema alone is asked for
 _SEPARATORS = {"hermes": "\n", "qwen3_coder": "\n", "llama3_json": "; "}
 _TRIGGER = "<tool_call>"
+_ANY_OBJECT = {"type": "object"}
 
 
 def calls(format_name: str, tools: Sequence[Tool], *, parallel: bool) -> Format:
@@ -81,16 +83,21 @@ def is_strict(tool: Tool) -> bool:
 def _tag(format_name: str, tool: Tool, *, keeps_schema: bool) -> Format:
     name = tool_name(tool)
     quoted = json.dumps(name, ensure_ascii=False)
-    schema = dict(parameters_of(tool)) if keeps_schema else {}
-    if not is_strict(tool) and unsupported_keyword(schema) is not None:
-        schema = {}  # it was a hint to the model, and stays one
-    schema["type"] = "object"
-    arguments: Format = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": MAX_WHITESPACE}
+    schema = _schema(tool) if keeps_schema else None
     if format_name == "qwen3_coder":
-        arguments["style"] = "qwen_xml"
         begin, end = f"<tool_call>\n<function={name}>\n", "</function>\n</tool_call>"
-    elif format_name == "hermes":
+        return {"type": "tag", "begin": begin, "content": parameters_form(schema), "end": end}
+    if format_name == "hermes":
         begin, end = f'<tool_call>\n{{"name": {quoted}, "arguments": ', "}\n</tool_call>"
     else:
         begin, end = f'{{"name": {quoted}, "parameters": ', "}"
-    return {"type": "tag", "begin": begin, "content": arguments, "end": end}
+    content = {"type": "json_schema", "json_schema": schema or _ANY_OBJECT, "max_whitespace_cnt": MAX_WHITESPACE}
+    return {"type": "tag", "begin": begin, "content": content, "end": end}
+
+
+def _schema(tool: Tool) -> dict[str, Any] | None:
+    """Of the arguments; None where it cannot be kept and need not be."""
+    schema = dict(parameters_of(tool))
+    if not is_strict(tool) and unsupported_keyword(schema) is not None:
+        return None  # it was a hint to the model, and stays one
+    return {"properties": {}, **schema, "type": "object"}

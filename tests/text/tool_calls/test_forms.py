@@ -21,9 +21,13 @@ WEATHER = tool(
         "days": {"type": "integer", "minimum": 1, "maximum": 14},
         "units": {"enum": ["C", "F"]},
         "where": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        "note": {"type": ["string", "null"], "minLength": 2},
+        "kind": {"$ref": "#/$defs/kind"},
+        "code": {"type": "string", "pattern": "^[a-z]{2}$"},
     },
     required=["city", "units"],
     additionalProperties=False,
+    **{"$defs": {"kind": {"type": "integer", "minimum": 0, "maximum": 3}}},
 )
 CLOCK = tool('the "clock"')
 LOOSE = tool("loose", {"a": {"type": "integer", "multipleOf": 2}})  # a keyword that cannot be kept
