@@ -40,6 +40,7 @@ PACKAGES = (
     "fastapi",
     "uvicorn",
     "prometheus_client",
+    "xgrammar",
 )
 
 

@@ -6,7 +6,8 @@ when it is compiled, which happens elsewhere and takes time.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -16,6 +17,7 @@ from nybble.core.errors import RequestError
 from nybble.core.json_schema import unsupported_keyword
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+FIELDS = (*KINDS, "disable_any_whitespace")
 MAX_CHARS = 2**18
 """Of a grammar's text. Real schemas have some thousand; what is larger costs more to look at than it can be worth."""
 
@@ -79,6 +81,20 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
         if length > MAX_CHARS:
             self._fail(f"{name} has {length} bytes; it may have at most {MAX_CHARS}")
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> StructuredOutputs:
+        """Made of what a JSON document says.
+
+        Raises:
+            RequestError: it has other fields than users may send, too.
+        """
+        if unknown := sorted(map(str, fields.keys() - set(FIELDS))):
+            raise RequestError(
+                f"structured_outputs has no field {shown(unknown[0])}; there are {', '.join(FIELDS)}",
+                parameter="structured_outputs",
+            )
+        return cls(**{name: value for name, value in fields.items() if value is not None})
+
     @property
     def kind(self) -> str:
         return next(name for name in KINDS if getattr(self, name) not in (None, False))
@@ -101,9 +117,11 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, frozen=True, omit_defaults
             self._fail(f"{name} is not valid JSON: {error}")
         if not isinstance(value, dict):
             self._fail(f"{name} must be a JSON object, got {shown(value)}")
+        if name == "structural_tag" and not isinstance(value.get("format"), dict):
+            self._fail("structural_tag must have an object `format`")
         if name == "json" and (keyword := unsupported_keyword(value)) is not None:
             self._fail(f"the JSON schema uses {keyword}, which is not supported; leave it out")
         return text
 
-    def _fail(self, rule: str) -> Any:
+    def _fail(self, rule: str) -> NoReturn:
         raise RequestError(f"{self.source}: {rule}", parameter=self.source)

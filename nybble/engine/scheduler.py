@@ -157,7 +157,8 @@ class Scheduler:
             num_computed = sequence.num_computed_tokens
             if num_tokens - num_computed > 1:
                 prefills.append(sequence)
-            elif num_tokens < sequence.max_length and not sequence.waits_for_id:  # else its last token is in flight
+            # Else the token in flight is the last one, or decides which may come next.
+            elif num_tokens < sequence.max_length and not sequence.waits_for_id:
                 grows = num_computed == len(sequence.block_ids) * self._block_size
                 if not grows:
                     self._add_row(step, sequence, 1, [])

@@ -82,7 +82,8 @@ class Matcher:
             self.is_finished, self.mask = True, None
         else:
             self._find_mask()
-        self._seconds_left += SECONDS_PER_TOKEN - (time.thread_time() - begin)
+        spent = time.thread_time() - begin
+        self._seconds_left = min(GRACE_SECONDS, self._seconds_left + SECONDS_PER_TOKEN - spent)
         if self._seconds_left < 0:
             raise ValueError("finding the tokens that its grammar allows takes too long; make it simpler")
 
@@ -110,4 +111,4 @@ class Matcher:
         rest = words.view(np.uint32).copy()
         for token_id in self._end_token_ids:
             rest[token_id // 32] &= ~np.uint32(1 << token_id % 32)
-        return not rest.any() and bool(words.any())
+        return not rest.any() and bool(self._matcher.is_completed())

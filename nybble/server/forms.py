@@ -15,7 +15,6 @@ from nybble.server.reading import Reading
 from nybble.server.tools import ToolWishes
 from nybble.text.tool_calls import forms
 
-_FIELDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag", "disable_any_whitespace")
 _TYPES = ("text", "json_object", "json_schema", "structural_tag")
 _END_OF_THOUGHT = "</think>"
 
@@ -36,10 +35,7 @@ def form_of(body: SamplingFields) -> StructuredOutputs | None:
     given = body.structured_outputs
     if not isinstance(given, dict):
         raise _wrong("structured_outputs", "must be an object", given)
-    fields = {name: value for name, value in given.items() if value is not None and value is not False}
-    if unknown := sorted(fields.keys() - set(_FIELDS)):
-        raise _wrong("structured_outputs", f"may have {', '.join(_FIELDS)}", unknown[0])
-    return StructuredOutputs(**fields)
+    return StructuredOutputs.of(given)
 
 
 def chat_form(

@@ -44,6 +44,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"regex": "\ud800"}, "surrogates"),
     ({"grammar": ["a"]}, "non-empty string"),
     ({"json": "{"}, "not valid JSON"),
+    ({"structural_tag": {}}, "`format`"),
+    ({"structural_tag": {"format": []}}, "`format`"),
     ({"json": "[]"}, "must be a JSON object"),
     ({"json": True}, "must be a JSON object"),
     ({"json": {"a": object()}}, "not valid JSON"),
@@ -67,6 +69,14 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
     assert caught.value.parameter == "response_format"
     assert len(str(caught.value)) < 500
+
+
+def test_sampling_parameters_take_it_as_a_dict() -> None:
+    params = SamplingParams(structured_outputs={"regex": "a", "json": None})  # type: ignore[arg-type]
+    assert params.structured_outputs == StructuredOutputs(regex="a")
+    for wrong in ({"regexp": "a"}, {"regex": "a", "source": "x"}, {}, 5, "a"):
+        with pytest.raises(RequestError, match="structured_outputs"):
+            SamplingParams(structured_outputs=wrong)  # type: ignore[arg-type]
 
 
 def test_recursive_values_are_refused() -> None:

@@ -61,7 +61,6 @@ UNSOUND: list[tuple[dict[str, Any], str]] = [
     ({"json": {"type": 5}}, ""),
     ({"json": {"properties": []}}, ""),
     ({"structural_tag": {"type": "structural_tag", "format": {"type": "nothing"}}}, ""),
-    ({"structural_tag": {}}, ""),
 ]
 
 
