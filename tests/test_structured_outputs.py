@@ -89,6 +89,7 @@ def test_other_forms(llm: LLM, temperature: float) -> None:
         assert re.fullmatch("a+b", text)
 
 
+@pytest.mark.slow
 def test_any_object(llm: LLM) -> None:
     for completion in completions(llm, StructuredOutputs(json_object=True), temperature=1.5, max_tokens=900):
         if completion.finish_reason == "stop":
@@ -148,7 +149,21 @@ def test_the_others_of_a_batch_are_as_without_forms(llm: LLM) -> None:
     assert all(re.fullmatch("[xy]{30}", mixed[index].outputs[0].text) for index in (0, 3))
 
 
-def test_preempted_forms(tmp_path: object) -> None:
+def test_the_path_of_a_gpu_gives_the_same(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step stays in flight while the next is planned: forms sit it out, the others do not."""
+    form = StructuredOutputs(json=PERSON, disable_any_whitespace=True)
+    bound = SamplingParams(seed=5, max_tokens=120, structured_outputs=form, logprobs=1)
+    each = [bound, SamplingParams(seed=5, max_tokens=60), bound, SamplingParams(temperature=0, max_tokens=60)]
+    expected = llm.generate(PROMPTS * 2, each)
+    monkeypatch.setattr(llm.engine._runner, "is_async", True)
+    found = llm.generate(PROMPTS * 2, each)
+    for one, other in zip(expected, found, strict=True):
+        assert one.outputs[0].token_ids == other.outputs[0].token_ids
+        assert one.outputs[0].finish_reason == other.outputs[0].finish_reason
+
+
+@pytest.mark.slow
+def test_preempted_forms() -> None:
     """A cache that holds a fraction of what runs."""
     with LLM("tiny", max_num_seqs=8, kv_cache_memory_bytes=1 << 20, max_model_len=256, block_size=16) as llm:
         params = SamplingParams(

@@ -80,14 +80,15 @@ class PendingGrammars:
         done = [request_id for request_id, waiting in self._waiting.items() if waiting.grammar.done()]
         for request_id in done:
             sequences, form, future = self._waiting.pop(request_id)
-            error = future.exception()
-            if error is None:
+            try:
+                grammar = future.result()
                 for sequence in sequences:
-                    sequence.matcher = future.result().open(form.reasoning)
-                yield sequences, None
-            else:
-                # The error is shared by all who asked for this form, whatever their field's name.
+                    sequence.matcher = grammar.open(form.reasoning)
+            except Exception as error:  # native code's may be of any kind, and concern this request alone
+                # It is shared by all who asked for this form, whatever their field's name.
                 yield sequences, RequestError(f"{form.source}: {error}", parameter=form.source)
+            else:
+                yield sequences, None
 
     def drop(self, sequence: Sequence) -> bool:
         """Wait no longer for a sequence's grammar. False: it did not wait."""

@@ -14,7 +14,8 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ class GrammarCompiler:
         with self._lock:
             waiting = [future for key, future in self._grammars.items() if key not in self._sizes]
         for future in waiting:
-            if not future.done():
+            with suppress(InvalidStateError):
                 future.set_exception(RequestError("the engine was closed"))
 
     @cached_property
@@ -126,12 +127,11 @@ class GrammarCompiler:
                 if self.num_cached_bytes <= self._cache_bytes:
                     break
                 self._forget(oldest)
-        if future.done():  # it was closed
-            return
-        if isinstance(outcome, RequestError):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+        with suppress(InvalidStateError):  # it was closed meanwhile
+            if isinstance(outcome, RequestError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
     def _forget(self, key: Key) -> None:
         del self._grammars[key]

@@ -166,6 +166,16 @@ def test_a_refused_grammar_touches_no_one_else(n: int) -> None:
     assert h.tokens("free") == alone(request("free", [4, 5], seed=2, max_tokens=5, ignore_eos=True))
 
 
+def test_a_grammar_that_cannot_be_opened_is_refused() -> None:
+    grammars = FakeGrammars()
+    h = harness(grammars, is_ready=False)
+    grammars.future.set_result(None)
+    h.add(request("form", [1, 2, 3], seed=1, max_tokens=5, structured_outputs=FORM))
+    (delta,) = h.step()
+    assert (delta.finish_reason, delta.refused_parameter) == ("error", "structured_outputs")
+    h.run()
+
+
 def test_an_abort_ends_the_waiting() -> None:
     grammars = FakeGrammars()
     h = harness(grammars, is_ready=False)

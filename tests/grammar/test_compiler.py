@@ -74,6 +74,7 @@ def test_unsound_forms_are_refused_with_a_reason() -> None:
         assert walk(compiler.compile(form(choice=["x", 'y "z" \\ \n'])).result(timeout=60), 3)
 
 
+@pytest.mark.slow
 def test_an_endless_form_is_killed_and_keeps_no_one_waiting() -> None:
     with compiling(lane_seconds=(0.2, 0.6)) as compiler:
         assert walk(compiler.compile(form(choice=["a"])).result(timeout=60), 0) == "a"

@@ -107,6 +107,7 @@ def test_an_answer_may_begin_with_reasoning() -> None:
         compiler.close()
 
 
+@pytest.mark.slow
 def test_a_form_that_takes_too_long_to_follow_is_left(compiler: GrammarCompiler) -> None:
     """What the compiling process does not find out: each token of this one costs more than the one before."""
     matcher = open_matcher(compiler, form(grammar='root ::= root root | "a" | ""'))
