@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nybble.core.config import EngineConfig
     from nybble.core.outputs import CompletionOutput, RequestOutput
     from nybble.core.sampling import SamplingParams
+    from nybble.core.structured import StructuredOutputs
     from nybble.llm import LLM
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "EngineConfig",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "errors",
 ]
 
@@ -39,6 +41,7 @@ HOMES = {
     "EngineConfig": "nybble.core.config",
     "RequestOutput": "nybble.core.outputs",
     "SamplingParams": "nybble.core.sampling",
+    "StructuredOutputs": "nybble.core.structured",
 }
 
 

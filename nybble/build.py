@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -18,6 +19,8 @@ from nybble.core.config import EngineConfig, HardwareFacts, ResolvedConfig, reso
 from nybble.core.errors import ConfigError, MemoryBudgetError
 from nybble.core.log import logger
 from nybble.engine.engine import Engine
+from nybble.grammar.compiler import GrammarCompiler
+from nybble.grammar.vocabulary import Vocabulary
 from nybble.models.checkpoint import Checkpoint
 from nybble.models.decoder import CausalLM
 from nybble.models.load import load_model
@@ -99,12 +102,12 @@ def build(config: EngineConfig) -> Built:
         runner = _make_runner(model, resolved, budget.num_blocks)
         warm_up(runner, resolved)
     _record(report, model.weight_bytes, facts, budget, resolved.block_size, model.kernels)
+    vocab_size, end_ids = checkpoint.facts().vocab_size, _end_ids(checkpoint, tokenizer)
+    grammars = None
+    if tokenizer is not None and tokenizer.knows_bytes:
+        grammars = GrammarCompiler(partial(Vocabulary.of, tokenizer, end_ids, vocab_size))
     engine = Engine(
-        runner,
-        resolved,
-        tokenizer=tokenizer,
-        eos_token_ids=_end_ids(checkpoint, tokenizer),
-        vocab_size=checkpoint.facts().vocab_size,
+        runner, resolved, tokenizer=tokenizer, eos_token_ids=end_ids, vocab_size=vocab_size, grammars=grammars
     )
     return Built(engine, resolved, checkpoint, tokenizer, report)
 

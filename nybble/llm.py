@@ -67,7 +67,7 @@ class LLM:
         Returns: one output for each prompt, in order. A completion that failed has `finish_reason == "error"`.
 
         Raises:
-            RequestError: a prompt can never be served, or parameters do not match; nothing was generated.
+            RequestError: a prompt can never be served, or parameters do not match; nothing is returned.
             KeyboardInterrupt: Ctrl-C; what was running is aborted, and the `LLM` can go on.
         """
         prompts = [prompts] if _is_single(prompts) else _listed("prompts", prompts)  # type: ignore[list-item]
@@ -127,6 +127,8 @@ class LLM:
                 while self.engine.has_work:
                     # An earlier run whose end was interrupted may still have something to tell: not to this one.
                     deltas = [delta for delta in self.engine.step() if delta.request_id in open_ids]
+                    if raise_refused:
+                        _raise_refusal(deltas)
                     if deltas:
                         yield deltas
                     if interrupted.is_set():
@@ -202,6 +204,12 @@ def _one_for_each(
             parameter="sampling_params",
         )
     return params
+
+
+def _raise_refusal(deltas: list[SequenceDelta]) -> None:
+    for delta in deltas:
+        if delta.refused_parameter is not None:
+            raise RequestError(delta.error or "", parameter=delta.refused_parameter)
 
 
 def _refusals(request: Request, error: RequestError) -> list[SequenceDelta]:

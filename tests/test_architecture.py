@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "nybble"
 LEVELS = [
     {"core"},
     {"kernels", "formats", "text"},
-    {"layers", "models"},
+    {"grammar", "layers", "models"},
     {"engine", "runner"},
     {"build", "progress"},
     {"llm", "async_llm", "engine_process", "server"},

@@ -23,7 +23,7 @@ def run(code: str) -> str:
 
 
 def test_the_readme_has_examples() -> None:
-    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS) == 4
     assert len(COMMANDS) >= 5
 
 
@@ -39,6 +39,10 @@ def test_streams() -> None:
     lines = run(PROGRAMS[2]).splitlines()
     assert len(lines) > 10
     assert lines[-1] == "3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+
+
+def test_structured_outputs() -> None:
+    assert run(PROGRAMS[3]) == "12 + 30 = 42\n"
 
 
 @pytest.mark.parametrize(

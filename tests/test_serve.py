@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
-from openai import APIError, OpenAI
+from openai import APIError, BadRequestError, OpenAI
+from pydantic import BaseModel, Field
 
 from nybble.cli import main
 
@@ -385,3 +386,41 @@ def test_a_model_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None
         main(["serve", "./nowhere"])
     assert exit_.value.code == 2
     assert "error: ./nowhere: no such directory" in capsys.readouterr().err
+
+
+def test_structured_outputs_and_forced_tools() -> None:
+    class Person(BaseModel):
+        name: Literal["Ann", "Bob"]
+        children: Annotated[list[Literal["x", "y"]], Field(max_length=3)]
+
+    weather = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"enum": ["Rome", "Łódź"]}}}}
+    weather["parameters"]["required"] = ["city"]  # type: ignore[index]
+    tools: Any = [{"type": "function", "function": weather}]
+    with serving("--tool-call-parser", "hermes") as served:
+        ask = {"model": served.model, "messages": QUESTION, "max_tokens": 300, "temperature": 1.0}
+        parsed = served.client.chat.completions.parse(**ask, response_format=Person)  # type: ignore[call-overload]
+        assert isinstance(parsed.choices[0].message.parsed, Person)
+        running = served.stream(1500)
+        next(running)
+        for refused in ({"regex": "["}, {"regex": "(.{1,1000}){1,1000}"}, {"grammar": "root ::= root"}):
+            with pytest.raises(BadRequestError) as caught:
+                served.client.chat.completions.create(**ask, stream=True, extra_body={"structured_outputs": refused})
+            assert caught.value.param == "structured_outputs"
+        assert list(running)[-1].choices[0].finish_reason == "length"
+        for choice, reason in (
+            ("required", "tool_calls"),
+            ({"type": "function", "function": {"name": "weather"}}, "stop"),
+        ):
+            body = {**ask, "tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "seed": 3}
+            answer = served.client.chat.completions.create(**body).choices[0]
+            (call,) = answer.message.tool_calls
+            assert json.loads(call.function.arguments)["city"] in ("Rome", "Łódź")
+            assert (call.function.name, answer.message.content, answer.finish_reason) == ("weather", None, reason)
+            with served.client.chat.completions.stream(**body) as stream:
+                streamed = stream.get_final_completion().choices[0]
+            assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
+        text = served.client.completions.create(
+            model=served.model, prompt="A", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
+        )
+        assert text.choices[0].text in ("yes", "no")
+    assert not any("Traceback" in line for line in served.lines)

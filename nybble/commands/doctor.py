@@ -40,6 +40,7 @@ PACKAGES = (
     "prometheus_client",
     "matplotlib",
     "pyyaml",
+    "xgrammar",
 )
 
 

@@ -51,6 +51,7 @@ class Row(msgspec.Struct, kw_only=True):
     new_block_ids: list[int] = []  # appended to the slot's block table before the step
     sample: bool = False  # sample the next token from the last position's logits
     num_output_tokens: int = 0  # generated so far, in-flight ones counted: the RNG counter, and min_tokens' measure
+    mask: bytes | None = None  # tokens that may be sampled: token v at bit v % 32 of little-endian int32 word v // 32
     prompt_logprobs: bool = False  # also return the log-probabilities of the prompt tokens that these positions predict
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from nybble.core.errors import RequestError
 from nybble.core.outputs import SequenceDelta
 
 
@@ -23,6 +24,9 @@ class DeltaStream:
         self._news = asyncio.Event()
 
     def give(self, delta: SequenceDelta) -> None:
+        if delta.refused_parameter is not None:
+            self.fail(RequestError(delta.error or "", parameter=delta.refused_parameter))
+            return
         self._deltas.append(delta)
         self._news.set()
 

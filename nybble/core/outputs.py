@@ -53,6 +53,7 @@ class SequenceDelta(msgspec.Struct, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id or stop string that matched; None for EOS
     error: str | None = None
+    refused_parameter: str | None = None  # the request could not begin, for this field of it; `error` says why
     num_cached_tokens: int = 0
     timing: Timing | None = None  # with the last delta
 

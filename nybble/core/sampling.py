@@ -7,14 +7,16 @@ checked by the engine when a request is added.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from nybble.core.checks import Interval, fits, shown, wording
 from nybble.core.errors import RequestError
+from nybble.core.structured import StructuredOutputs
 
 SAMPLING_EPSILON = 1e-5
 """Temperatures below this are greedy: dividing by them would overflow fp32 logits."""
@@ -70,6 +72,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: accepted for compatibility; fast tokenizers decide this themselves.
         detokenize: False returns token ids only.
+        structured_outputs: the form that the text must have; a dict of `StructuredOutputs`' fields, too.
 
     Raises:
         RequestError: a value is outside its range; names the field.
@@ -98,8 +101,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(fields := cast(object, self.structured_outputs), Mapping):
+            force_setattr(self, "structured_outputs", StructuredOutputs.of(fields))
         for name, kind in _kinds().items():
             value = getattr(self, name)
             if isinstance(value, list | tuple | dict):  # a copy: what the caller does to his own later is not checked

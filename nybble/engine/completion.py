@@ -29,11 +29,16 @@ class Completion:
         if tokenizer is not None and params.detokenize:
             self._detokenizer = Detokenizer(tokenizer, params, sequence.request.prompt_token_ids)
 
-    def take(self, token_id: int, logprobs: TokenLogprobs | None, now: float) -> SequenceDelta:
+    def take(
+        self, token_id: int, logprobs: TokenLogprobs | None, now: float, *, is_complete: bool = False
+    ) -> SequenceDelta:
         """Report the token that was just added to the sequence.
 
         Token ids that end it come first, then stop strings, then length; vLLM decides in this order too. The text of
         a token that ends the sequence is not shown, unless `include_stop_str_in_output`.
+
+        Args:
+            is_complete: its grammar allows no more.
         """
         sequence = self.sequence
         params = sequence.request.params
@@ -47,6 +52,8 @@ class Completion:
             text, stop_string = self._detokenizer.append(token_id)
             if reason is None and stop_string is not None:
                 reason, stop_reason = "stop", stop_string
+        if reason is None and is_complete:
+            reason = "stop"
         if reason is None and len(sequence.token_ids) >= sequence.max_length:
             reason = "length"
         delta = self._delta(reason, now)

@@ -28,6 +28,7 @@ from nybble.core.stats import EngineStats
 from nybble.engine.bad_words import encode_bad_words
 from nybble.engine.block_pool import salted_root
 from nybble.engine.completion import Completion
+from nybble.engine.constraint import GrammarSource, PendingGrammars
 from nybble.engine.scheduler import Scheduler, Step
 from nybble.engine.sequence import Sequence
 from nybble.engine.validation import RequestLimits
@@ -38,8 +39,8 @@ MAX_FAILURES_IN_A_ROW = 3
 
 FAILED_ROWS = {
     BAD_LOGITS: "the model's logits were not finite (NaN or infinity)",
-    NO_TOKEN: "the sampling parameters leave no token to generate: allowed_token_ids, bad_words and min_tokens (which "
-    "holds back end-of-sequence and stop ids) exclude all; loosen one of them",
+    NO_TOKEN: "the sampling parameters leave no token to generate: allowed_token_ids, bad_words, structured_outputs "
+    "and min_tokens (which holds back end-of-sequence and stop ids) exclude all; loosen one of them",
 }
 
 
@@ -51,6 +52,7 @@ class Engine:
         tokenizer: None serves token ids only.
         eos_token_ids: end a completion unless `ignore_eos`.
         vocab_size: token ids of the model are below it.
+        grammars: compiles the forms that requests ask for; the engine closes it. None: no request may ask.
         clock: seconds, for `Timing`; the clock of `Request.arrival_time`.
     """
 
@@ -62,6 +64,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         eos_token_ids: Iterable[int],
         vocab_size: int,
+        grammars: GrammarSource | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -82,6 +85,7 @@ class Engine:
         self._random = random.Random(config.seed)
         self._requests: dict[str, dict[int, Sequence]] = {}  # until their last delta was handed out
         self._completions: dict[Sequence, Completion] = {}  # of unfinished sequences
+        self._grammars = PendingGrammars(grammars)
         self._in_flight: deque[tuple[Step, PendingStep]] = deque()
         self._deltas: list[SequenceDelta] = []
         self._num_arrivals = 0
@@ -100,7 +104,7 @@ class Engine:
         scheduler = self._scheduler
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + self._grammars.num_sequences,
             num_kv_blocks_used=scheduler.pool.num_used,
             num_kv_blocks=scheduler.pool.num_blocks,
             num_steps=scheduler.num_steps,
@@ -126,7 +130,10 @@ class Engine:
         self._num_prompt_tokens += len(request.prompt_token_ids)
         for sequence, completion in zip(sequences, completions, strict=True):
             self._completions[sequence] = completion
-            self._scheduler.add(sequence)
+        if request.params.structured_outputs is None:
+            self._schedule(sequences)
+        else:
+            self._grammars.ask(sequences)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it is; the next step's deltas say so. Ids that are not open are ignored."""
@@ -147,8 +154,13 @@ class Engine:
             EngineDeadError: the engine has stopped. The requests it had were told before.
         """
         self._check_alive()
+        self._take_grammars()
         step = self._scheduler.schedule()
-        assert step or self._in_flight or not self._completions, f"nothing can run: {self.stats}"
+        if step is None and not self._in_flight and not self._deltas:
+            self._grammars.wait()
+        assert step or self._in_flight or self._grammars.num_sequences or not self._completions, (
+            f"nothing can run: {self.stats}"
+        )
         may_stay_in_flight = step is not None and self._submit(step)
         while len(self._in_flight) > may_stay_in_flight:
             self._apply_oldest()
@@ -161,6 +173,7 @@ class Engine:
         self._requests.clear()
         self._completions.clear()
         self._in_flight.clear()
+        self._grammars.close()
         self._runner.close()
 
     def _check_alive(self) -> None:
@@ -170,6 +183,7 @@ class Engine:
     def _sequences_of(self, request: Request) -> list[Sequence]:
         """Check a request and make its `n` sequences."""
         params = request.params
+        self._grammars.check(params.structured_outputs)
         if request.request_id in self._requests:
             raise RequestError(f"request_id {request.request_id!r} is in use", parameter="request_id")
         max_length = self._limits.check(request)
@@ -218,6 +232,19 @@ class Engine:
         first = self._random.getrandbits(63) if params.seed is None else params.seed
         return [first] + [random.Random(f"{first}/{index}").getrandbits(63) for index in range(1, params.n)]
 
+    def _schedule(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def _take_grammars(self) -> None:
+        """Let the requests begin whose grammars are there, and refuse those that have none."""
+        for sequences, error in self._grammars.take():
+            if error is None:
+                self._schedule(sequences)
+                continue
+            for sequence in sequences:
+                self._refuse(sequence, error)
+
     def _submit(self, step: Step) -> bool:
         """Hand a step to the runner. Returns whether it may stay in flight while the next one is planned."""
         now = self._clock()
@@ -252,8 +279,12 @@ class Engine:
                 self._end(sequence, "error", FAILED_ROWS[token_id])
                 continue
             self._num_generated_tokens += 1
+            if (why_not := _follow(sequence, token_id)) is not None:
+                self._end(sequence, "error", why_not)
+                continue
             try:
-                delta = self._completions[sequence].take(token_id, logprobs, now)
+                is_complete = sequence.matcher is not None and sequence.matcher.is_finished
+                delta = self._completions[sequence].take(token_id, logprobs, now, is_complete=is_complete)
             except Exception as error:
                 logger.exception("%s: its text could not be made", sequence.request.request_id)
                 self._end(sequence, "error", f"the text could not be made: {_describe(error)}")
@@ -280,7 +311,17 @@ class Engine:
     def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """End a sequence for a reason that is not its own."""
         self._deltas.append(self._completions.pop(sequence).end(reason, self._clock(), error))
-        self._scheduler.finish(sequence, reason)
+        if self._grammars.drop(sequence):  # it is in no queue yet
+            sequence.finish_reason = reason
+        else:
+            self._scheduler.finish(sequence, reason)
+
+    def _refuse(self, sequence: Sequence, error: RequestError) -> None:
+        """End a sequence that was not scheduled yet."""
+        delta = self._completions.pop(sequence).end("error", self._clock(), str(error))
+        delta.refused_parameter = error.parameter
+        self._deltas.append(delta)
+        sequence.finish_reason = "error"
 
     def _take_deltas(self) -> list[SequenceDelta]:
         deltas, self._deltas = self._deltas, []
@@ -291,6 +332,20 @@ class Engine:
                 if not sequences:
                     del self._requests[delta.request_id]
         return deltas
+
+
+def _follow(sequence: Sequence, token_id: int) -> str | None:
+    """Let a sequence's grammar go on by a token. Returns why it cannot."""
+    if sequence.matcher is None:
+        return None
+    try:
+        sequence.matcher.accept(token_id)
+    except ValueError as error:
+        return str(error)
+    except Exception as error:
+        logger.exception("%s: its grammar failed", sequence.request.request_id)
+        return f"its grammar failed: {_describe(error)}"
+    return None
 
 
 def _describe(error: BaseException) -> str:

@@ -157,7 +157,8 @@ class Scheduler:
             num_computed = sequence.num_computed_tokens
             if num_tokens - num_computed > 1:
                 prefills.append(sequence)
-            elif num_tokens < sequence.max_length:  # else its last token is in flight
+            # Else the token in flight is the last one, or decides which may come next.
+            elif num_tokens < sequence.max_length and not sequence.waits_for_id:
                 grows = num_computed == len(sequence.block_ids) * self._block_size
                 if not grows:
                     self._add_row(step, sequence, 1, [])
@@ -236,6 +237,7 @@ class Scheduler:
             new_block_ids=new_block_ids,
             sample=sample,
             num_output_tokens=num_known + sequence.num_in_flight - sequence.num_prompt_tokens,
+            mask=sequence.matcher.mask if sample and sequence.matcher is not None else None,
             prompt_logprobs=sequence.prompt_logprobs is not None and start < sequence.num_prompt_tokens - 1,
         )
         step.batch.rows.append(row)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from nybble.core.outputs import FinishReason, TokenLogprobs
 from nybble.core.request import Request
 from nybble.engine.block_pool import Prefix, Root, salted_root
+from nybble.engine.constraint import Matcher
 
 NO_SALT = salted_root("")
 
@@ -31,6 +32,7 @@ class Sequence:
     prefix_root: Root = NO_SALT  # where its prefix chain starts: shared with whom it may share blocks
     num_shareable_tokens: int = 0  # blocks within the first this-many tokens may be shared
 
+    matcher: Matcher | None = None  # where it stands in its grammar, by the ids that the host knows
     token_ids: list[int] = field(init=False)  # the prompt and all sampled ids that the host knows
     num_prompt_tokens: int = field(init=False)
     num_in_flight: int = 0  # ids being sampled: they follow token_ids
@@ -67,6 +69,11 @@ class Sequence:
     def num_tokens(self) -> int:
         """Length with the ids in flight."""
         return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def waits_for_id(self) -> bool:
+        """Whether the id in flight decides which may come next."""
+        return self.matcher is not None and self.num_in_flight > 0
 
     @property
     def is_prefilling(self) -> bool:

@@ -32,6 +32,18 @@ def allow_only(logits: torch.Tensor, masks: torch.Tensor) -> None:
     logits.masked_fill_(~allowed, -torch.inf)
 
 
+def allow_rows(logits: torch.Tensor, rows: np.ndarray, words: np.ndarray) -> None:
+    """`allow_only` for some rows. rows: [M] int64; words: [M, ⌈V / 32⌉] int32, as `allow_only`'s masks."""
+    masks = _upload(words, logits)
+    if len(rows) == len(logits):
+        allow_only(logits, masks)
+        return
+    positions = _upload(rows, logits)
+    some = logits[positions]
+    allow_only(some, masks)
+    logits.index_copy_(0, positions, some)
+
+
 def add_bias(logits: torch.Tensor, rows: np.ndarray, ids: np.ndarray, values: np.ndarray) -> None:
     """Add a value to single logits. No (row, id) may occur twice: the sum's order would show."""
     positions = rows * logits.shape[1] + ids

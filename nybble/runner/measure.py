@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from nybble.core.batch import Batch, Row, SequenceStart
 from nybble.core.config import ResolvedConfig
@@ -38,7 +39,7 @@ _EVERYTHING = SamplingParams(
 )
 
 
-def worst_batches(config: ResolvedConfig) -> list[Batch]:
+def worst_batches(config: ResolvedConfig, vocab_size: int) -> list[Batch]:
     """Steps that take the most memory: all tokens and sequences with every sampling feature, as prefill, as decode and
     for prompt_logprobs. One sequence is as long as allowed; launches and workspaces are sized by the longest.
     """
@@ -62,16 +63,17 @@ def worst_batches(config: ResolvedConfig) -> list[Batch]:
         ]
 
     decode = rows([longest - 1] + [1] * (num_rows - 1), [1] * num_rows)
+    masked = [replace(row, mask=b"\xff" * (-(-vocab_size // 32) * 4)) for row in decode]
     return [
         Batch(step_id=0, starts=[begin(s, _EVERYTHING) for s in range(num_rows)], rows=rows(starts, lengths)),
-        Batch(step_id=1, rows=decode),
+        Batch(step_id=1, rows=masked),
         Batch(step_id=2, rows=[Row(slot=0, start=0, token_ids=prompt, sample=True, prompt_logprobs=True)]),
         Batch(step_id=3, starts=[begin(s, _GREEDY) for s in range(num_rows)], rows=decode),
     ]
 
 
 def run_worst(runner: ModelRunner, config: ResolvedConfig) -> None:
-    for batch in worst_batches(config):
+    for batch in worst_batches(config, runner.vocab_size):
         runner.submit(batch).result()
 
 

@@ -55,7 +55,7 @@ class ModelRunner:
         self._model = model
         self._config = config
         self._idle_slot = config.max_num_seqs
-        self._vocab_size = int(model.config.vocab_size)
+        self.vocab_size = int(model.config.vocab_size)
         self._cuda_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self._cuda_stream is not None:
             # The weights may still be on their way.
@@ -66,7 +66,7 @@ class ModelRunner:
             )
             self._tables = BlockTables(config, self.device)
             self._staging = StagingBuffer(staging_bytes(config), self.device)
-            self._sampling = SamplingState(config, self._vocab_size, self.device)
+            self._sampling = SamplingState(config, self.vocab_size, self.device)
             self._last_ids = torch.zeros(config.max_num_seqs + 1, dtype=torch.int64, device=self.device)
             self._prompts: dict[int, tuple[np.ndarray, int]] = {}  # of slots that want prompt_logprobs
             self._graphs = self._make_graphs()
@@ -75,7 +75,7 @@ class ModelRunner:
         if self._cuda_stream is None or self._config.enforce_eager:
             return None
         sizes = decode_sizes(self._config.max_num_seqs)
-        self._graph_logits = torch.zeros(sizes[-1], self._vocab_size, device=self.device)
+        self._graph_logits = torch.zeros(sizes[-1], self.vocab_size, device=self.device)
         self._graph_ids = torch.zeros(sizes[-1], dtype=torch.int64, device=self.device)
         return DecodeGraphs(self._upload_idle_step, self._decode_step, sizes, self._cuda_stream)
 
@@ -98,7 +98,7 @@ class ModelRunner:
                     prompt = np.array(start.prompt_token_ids, dtype=np.int64)
                     self._prompts[start.slot] = (prompt, start.params.prompt_logprobs)
             host = gather(batch, self._tables)
-            plans = self._plan(host)
+            plans = self._plan(host, [batch.rows[row].mask for row in host.sample_rows.tolist()])
             wants_prompt = any(row.prompt_logprobs for row in batch.rows)
             size = (
                 self._graphs.size_for(len(host.slots)) if self._graphs and host.is_decode and not wants_prompt else None
@@ -132,10 +132,10 @@ class ModelRunner:
     def _stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
 
-    def _plan(self, host: HostStep) -> list[tuple[slice, SamplingPlan]]:
+    def _plan(self, host: HostStep, masks: list[bytes | None]) -> list[tuple[slice, SamplingPlan]]:
         slots = host.slots[host.sample_rows]
-        slices = sampler.slice_rows(len(slots), self._vocab_size)
-        return [(part, self._sampling.plan(slots[part], host.num_output_tokens[part])) for part in slices]
+        slices = sampler.slice_rows(len(slots), self.vocab_size)
+        return [(part, self._sampling.plan(slots[part], host.num_output_tokens[part], masks[part])) for part in slices]
 
     def _upload(self, host: HostStep, plans: list[tuple[slice, SamplingPlan]]) -> dict[str, torch.Tensor]:
         """Bring a step's arrays to the device and the block tables up to date."""
@@ -245,7 +245,7 @@ class ModelRunner:
             targets = targets.to(self.device, non_blocking=True)
             begin = int(host.query_start[index])
             parts = []
-            for part in sampler.slice_rows(len(targets), self._vocab_size):
+            for part in sampler.slice_rows(len(targets), self.vocab_size):
                 logits = self._model.logits(hidden[begin + part.start : begin + part.stop])
                 parts.append(gather_logprobs(logits, targets[part], count))
             if parts:

@@ -74,6 +74,8 @@ def _adjust(
     lengths = device["prompt_lengths"], device["history_lengths"]
     if plan.has_allowed:
         adjust.allow_only(logits, state.allowed[device["slots"]])
+    if plan.masks is not None:
+        adjust.allow_rows(logits, *plan.masks)
     if plan.bad_words is not None:
         adjust.ban_words(logits, plan.bad_words, state.history, device["slots"], *lengths)
     if plan.banned is not None:

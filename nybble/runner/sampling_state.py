@@ -9,7 +9,7 @@ held-back end tokens) are put together when a batch of new composition comes, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,11 +64,12 @@ class SamplingPlan:
     bias: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # rows, ids, values; no pair twice
     banned: tuple[np.ndarray, np.ndarray] | None  # rows, ids
     bad_words: BadWords | None
+    masks: tuple[np.ndarray, np.ndarray] | None = None  # rows [M] int64; allowed tokens [M, ⌈V / 32⌉] int32 words
 
     @property
     def is_argmax(self) -> bool:
         """Nothing is asked but the likeliest token."""
-        changed = self.has_penalties or self.has_allowed or self.bias or self.banned or self.bad_words
+        changed = self.has_penalties or self.has_allowed or self.bias or self.banned or self.bad_words or self.masks
         return bool(self.greedy.all()) and not changed
 
 
@@ -150,8 +151,14 @@ class SamplingState:
         ids = np.array(token_ids, dtype=np.int64)
         return ids[ids < self.vocab_size]
 
-    def plan(self, slots: np.ndarray, num_output_tokens: np.ndarray) -> SamplingPlan:
-        """What these slots need in a step; the arrays may be sliced views, one plan for each slice of a large batch."""
+    def plan(
+        self, slots: np.ndarray, num_output_tokens: np.ndarray, masks: Sequence[bytes | None] = ()
+    ) -> SamplingPlan:
+        """What these slots need in a step; the arrays may be sliced views, one plan for each slice of a large batch.
+
+        Args:
+            masks: of each row, as in `Row.mask`; may be left out where no row has one.
+        """
         parameters = self._parameters[slots].T
         penalized = self._flags["penalized"][slots]
         top_k, top_p, min_p = self._top_k[slots], parameters[1], parameters[2]
@@ -173,6 +180,7 @@ class SamplingState:
             bias=self._of_batch("bias", slots, self._biases) if self._bias else None,
             banned=self._held_back(slots, num_output_tokens) if self._end_ids else None,
             bad_words=self._of_batch("bad_words", slots, self._words_of) if self._bad_words else None,
+            masks=_stack(masks),
         )
 
     def append(self, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
@@ -211,6 +219,14 @@ class SamplingState:
         padded = [np.pad(p, ((0, 0), (width - p.shape[1], 0)), constant_values=-1) for _, p, _ in found]
         rows, last_ids = _flatten([(row, last_ids) for row, _, last_ids in found])
         return BadWords(rows=rows, prefixes=np.concatenate(padded), last_ids=last_ids)
+
+
+def _stack(masks: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray] | None:
+    rows = [row for row, mask in enumerate(masks) if mask is not None]
+    if not rows:
+        return None
+    words = np.frombuffer(bytearray().join(masks[row] or b"" for row in rows), dtype=np.int32)
+    return np.array(rows, dtype=np.int64), words.reshape(len(rows), -1)
 
 
 def _flatten(found: list[tuple]) -> tuple[np.ndarray, ...]:

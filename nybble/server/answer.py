@@ -99,7 +99,7 @@ class _Answer:
         """An answer that was cut off by its length says so, whatever is in it: its last call may be half of one."""
         reader = self._reader
         if reader is not None and reader.has_calls and (reader.is_done or delta.finish_reason == "stop"):
-            return "tool_calls"
+            return "stop" if self._reading.names_call else "tool_calls"
         return delta.finish_reason
 
     def _stop_reason(self, delta: SequenceDelta) -> int | str | None:

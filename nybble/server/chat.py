@@ -21,6 +21,7 @@ from nybble.server.chat_format import THINK_TAGS
 from nybble.server.context import Context
 from nybble.server.errors import bad_request
 from nybble.server.fields import CHAT_FIELDS
+from nybble.server.forms import chat_form
 from nybble.server.generation import generate
 from nybble.server.job import Caller, Job, engine_id, response_id, usage_wishes
 from nybble.server.logprobs import prompt_logprobs_of
@@ -65,7 +66,7 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
     name = response_id("chatcmpl", body, caller)
     request = context.builder.from_prompt(
         prompt.token_ids,
-        _adapted(params, context, wishes, reading),
+        _adapted(params, context, wishes, reading, prompt.text),
         request_id=engine_id(name),
         priority=body.priority,
         cache_salt=combined_salt(caller.key_salt, body.cache_salt),
@@ -95,6 +96,7 @@ def _reading_of(body: ChatCompletionRequest, context: Context, wishes: ToolWishe
         is_thinking=thinks and (opens_thinking(prompt) or _continues_thinking(body)),
         stop_token_ids=frozenset(token_id for token_id in ends if token_id is not None)
         - frozenset(body.stop_token_ids or ()),
+        names_call=wishes.names_call,
     )
 
 
@@ -105,14 +107,19 @@ def _continues_thinking(body: ChatCompletionRequest) -> bool:
     return body.continue_final_message and isinstance(content, str) and content.rfind(begin) > content.rfind(end)
 
 
-def _adapted(params: SamplingParams, context: Context, wishes: ToolWishes, reading: Reading) -> SamplingParams:
-    """With the ends and the tags that reading the answer needs."""
+def _adapted(
+    params: SamplingParams, context: Context, wishes: ToolWishes, reading: Reading, prompt: str
+) -> SamplingParams:
+    """With the ends and the tags that reading the answer needs, and the form that its tools ask for."""
     changes: dict[str, Any] = {}
     if reading.stop_token_ids and not params.ignore_eos:
         changes["stop_token_ids"] = [*(params.stop_token_ids or ()), *sorted(reading.stop_token_ids)]
     tags = (*wishes.plan.tags, *(THINK_TAGS if reading.may_think else ()))
     if any(context.tokenizer.backend.token_to_id(tag) in context.tokenizer.special_ids for tag in tags):
         changes["skip_special_tokens"] = False
+    form = chat_form(params.structured_outputs, wishes, reading, prompt)
+    if form is not None:
+        changes["structured_outputs"] = form
     return replace(params, **changes) if changes else params
 
 

@@ -16,12 +16,12 @@ from nybble.server.errors import bad_request
 _NOTHING: tuple[Any, ...] = ()
 
 _COMMON: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": _NOTHING,
     "guided_json": _NOTHING,
     "guided_regex": _NOTHING,
     "guided_choice": _NOTHING,
     "guided_grammar": _NOTHING,
+    "guided_decoding_backend": _NOTHING,
+    "guided_whitespace_pattern": _NOTHING,
     "structural_tag": _NOTHING,
     "logits_processors": ([],),
     "use_beam_search": (False,),
@@ -39,6 +39,11 @@ _COMMON: dict[str, tuple[Any, ...]] = {
 }
 
 REMEDIES = {
+    "guided_json": 'send structured_outputs = {"json": …}',
+    "guided_regex": 'send structured_outputs = {"regex": …}',
+    "guided_choice": 'send structured_outputs = {"choice": …}',
+    "guided_grammar": 'send structured_outputs = {"grammar": …}',
+    "structural_tag": 'send structured_outputs = {"structural_tag": …}',
     "functions": "send the functions as tools",
     "function_call": "send tools and tool_choice",
     "store": "nothing is stored here",

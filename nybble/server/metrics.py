@@ -102,7 +102,7 @@ class Metrics:
                         self._inter_token.observe((now - last) / len(delta.token_ids))
                 self._last_token_time[key] = now
                 self._num_tokens[key] = self._num_tokens.get(key, 0) + len(delta.token_ids)
-            if delta.finish_reason is not None:
+            if delta.finish_reason is not None and delta.refused_parameter is None:
                 self._finished(key, delta)
 
     def _finished(self, key: tuple[str, int], delta: SequenceDelta) -> None:

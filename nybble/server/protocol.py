@@ -79,8 +79,47 @@ _TOOLS = {
     },
 }
 _TOOL_CHOICE = {
-    "enum": ["none", "auto"],
-    "description": '"required" and a named function need structured output, which is not there yet',
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+            },
+        },
+    ]
+}
+_RESPONSE_FORMAT = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema", "structural_tag"]},
+        "json_schema": {
+            "type": "object",
+            "required": ["schema"],
+            "properties": {
+                "name": {"type": "string"},
+                "schema": {"type": "object", "description": "a JSON schema"},
+                "strict": {"type": "boolean", "description": "the schema is always kept"},
+            },
+        },
+    },
+}
+_STRUCTURED_OUTPUTS = {
+    "type": "object",
+    "description": "exactly one of these: the text's form",
+    "minProperties": 1,
+    "properties": {
+        "json": {"anyOf": [{"type": "object"}, {"type": "string"}], "description": "a JSON schema"},
+        "regex": {"type": "string"},
+        "choice": _TEXTS,
+        "grammar": {"type": "string", "description": "in GBNF or Lark"},
+        "json_object": {"type": "boolean"},
+        "structural_tag": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+        "disable_any_whitespace": {"type": "boolean"},
+    },
 }
 
 Prompts = Annotated[
@@ -90,6 +129,8 @@ Prompts = Annotated[
 Messages = Annotated[Any, WithJsonSchema(_MESSAGES)]
 Tools = Annotated[Any, WithJsonSchema(_TOOLS)]
 ToolChoice = Annotated[Any, WithJsonSchema(_TOOL_CHOICE)]
+ResponseFormat = Annotated[Any, WithJsonSchema(_RESPONSE_FORMAT)]
+StructuredFields = Annotated[Any, WithJsonSchema(_STRUCTURED_OUTPUTS)]
 Biases = Annotated[
     Any, WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})
 ]
@@ -135,6 +176,8 @@ class SamplingFields(Body):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredFields = None
 
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -23,6 +23,7 @@ class Reading:
         may_think: an answer may begin with reasoning.
         is_thinking: the prompt ends inside of it.
         stop_token_ids: end an answer, though the client did not ask for them.
+        names_call: the client named the function, so that it is called is no reason to end.
     """
 
     tool_calls: str | None = None
@@ -31,6 +32,7 @@ class Reading:
     may_think: bool = False
     is_thinking: bool = False
     stop_token_ids: frozenset[int] = frozenset()
+    names_call: bool = False
 
     @property
     def is_plain(self) -> bool:

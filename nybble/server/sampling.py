@@ -7,6 +7,7 @@ from typing import Any
 from nybble.core.checks import fits, shown
 from nybble.core.sampling import SamplingParams
 from nybble.server.errors import ApiError, bad_request
+from nybble.server.forms import form_of
 from nybble.server.protocol import SamplingFields
 from nybble.server.settings import Limits
 from nybble.text.request_builder import RequestBuilder
@@ -52,6 +53,7 @@ def sampling_of(
     fields = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.logit_bias is not None:
         fields["logit_bias"] = _biases(body.logit_bias, limits)
+    fields["structured_outputs"] = form_of(body)
     params = builder.default_params(**{**fields, **wishes})
     for name, value, most in (
         ("n", params.n, limits.max_n),

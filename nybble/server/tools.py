@@ -16,10 +16,12 @@ MAX_NAME_CHARS = 256
 class ToolWishes(NamedTuple):
     """
     tools: what the template shows the model; empty also with tool_choice "none", for it must not call them.
+    names_call: the client says which function has to be called.
     """
 
     tools: list[dict[str, Any]]
     plan: ToolPlan
+    names_call: bool = False
 
 
 def tool_wishes(fields: ToolFields, chat_format: ChatFormat) -> ToolWishes:
@@ -34,14 +36,7 @@ def tool_wishes(fields: ToolFields, chat_format: ChatFormat) -> ToolWishes:
     if isinstance(name, str) and len(name) > MAX_NAME_CHARS:  # no tool's, and too long for a message
         raise bad_request(f"tool_choice names none of the tools, got {shown(choice)}", "tool_choice", "invalid_value")
     plan = plan_tools(chat_format.tool_calls, tools, choice)
-    if plan.must_call:
-        raise bad_request(
-            "tool_choice cannot force a call on this server: that needs structured output, which is not there yet; "
-            'send "auto" or "none"',
-            "tool_choice",
-            "unsupported_field",
-        )
-    return ToolWishes(tools if plan.parses else [], plan)
+    return ToolWishes(tools if plan.parses else [], plan, bool(plan.must_call) and isinstance(choice, dict))
 
 
 def _checked(tools: Any) -> list[dict[str, Any]]:
@@ -64,7 +59,11 @@ def _checked_tool(tool: Any, place: str) -> dict[str, Any]:
     name = function.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
         raise _wrong(f"{place}.function.name must be a string of 1 to {MAX_NAME_CHARS} characters", name)
-    for field, kind, words in (("description", str, "a string"), ("parameters", dict, "an object: a JSON schema")):
+    for field, kind, words in (
+        ("description", str, "a string"),
+        ("parameters", dict, "an object: a JSON schema"),
+        ("strict", bool, "true or false"),
+    ):
         value = function.get(field)
         if value is not None and not isinstance(value, kind):
             raise _wrong(f"{place}.function.{field} must be {words}", value)

@@ -90,6 +90,11 @@ class Tokenizer:
         """The bytes of one token; several tokens may share one character's."""
         return self.token_text(token_id).encode() if self._pieces is None else self._pieces[token_id]
 
+    @property
+    def knows_bytes(self) -> bool:
+        """Whether each token writes the same bytes wherever it stands."""
+        return self._pieces is not None
+
     def open_stream(self, *, skip_special_tokens: bool, prompt_token_ids: Sequence[int] = ()) -> TokenStream:
         """An incremental decoder for text that continues a prompt."""
         skip_ids = self.special_ids if skip_special_tokens else frozenset()

@@ -251,7 +251,7 @@ def test_a_row_without_an_allowed_token_says_so_and_its_blocks_stay(is_async: bo
     harness.add(other)
     harness.run()
     error = str(harness.outputs["masked"].outputs[0].error)
-    assert "allowed_token_ids, bad_words and min_tokens" in error
+    assert "allowed_token_ids, bad_words, structured_outputs and min_tokens" in error
     assert "finite" not in error
     assert harness.tokens("masked") == []
     assert harness.tokens("other") == alone(other)

@@ -274,3 +274,39 @@ def test_a_batch_that_stays_the_same_is_put_together_once() -> None:
     third = state.plan(slots, np.array([0, 0])).bias
     assert third is not None
     assert third[1].tolist() == [8, 3]
+
+
+def test_masks_of_single_rows() -> None:
+    """Token v is bit v % 32 of a row's mask; rows without a mask, and raw logits, are left alone."""
+    num_rows = 60
+    config = small_config(max_num_seqs=num_rows, max_num_batched_tokens=num_rows, vocab_size=40)
+    state = SamplingState(config, 40, torch.device("cpu"))
+    for slot in range(num_rows):
+        temperature = 0.0 if slot % 2 else 1.0
+        params = SamplingParams(temperature=temperature, allowed_token_ids=[3, 39] if slot % 5 == 0 else None)
+        state.start(SequenceStart(slot=slot, params=params, prompt_token_ids=[1], seed=slot))
+    allowed = {row: [3, 17, 33 + row % 6] for row in range(num_rows) if row % 3 == 0}
+    allowed[9] = []
+    masks = [None if row not in allowed else mask_of(allowed[row]) for row in range(num_rows)]
+    logits = torch.randn(num_rows, 40, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+
+    def draw(masks: list[bytes | None]) -> list[int]:
+        plan = state.plan(np.arange(num_rows), np.zeros(num_rows, dtype=np.int64), masks)
+        device = {name: torch.from_numpy(array) for name, array in plan_arrays(plan).items()}
+        return sample(logits, plan, device, state).tolist()
+
+    free, bound = draw([None] * num_rows), draw(masks)
+    assert torch.equal(logits, before)
+    for row, token_id in enumerate(bound):
+        if row == 9:
+            assert token_id == NO_TOKEN
+        elif row in allowed:
+            most = set(allowed[row]) & {3, 39} if row % 5 == 0 else set(allowed[row])
+            assert token_id in most
+        else:
+            assert token_id == free[row]
+
+
+def mask_of(token_ids: list[int]) -> bytes:
+    return sum(1 << token_id for token_id in token_ids).to_bytes(8, "little")

@@ -1,0 +1,114 @@
+"""`Matcher`: where a completion stands in its grammar, and which tokens may follow.
+
+Lives on the host with its sequence, so a preemption, which takes the sequence's K/V only, leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import xgrammar
+
+from nybble.core.structured import Reasoning
+
+GRACE_SECONDS = 0.5
+SECONDS_PER_TOKEN = 0.005
+"""The engine's thread computes masks, so a grammar that takes longer than these (of processor time) would hold up
+everyone."""
+
+BEGIN_THINKING, END_THINKING = b"<think>", b"</think>"
+
+
+class Grammar:
+    """A compiled grammar; many completions may follow it."""
+
+    def __init__(self, compiled: xgrammar.CompiledGrammar, pieces: list[bytes], end_token_ids: list[int]) -> None:
+        self.num_bytes = int(compiled.memory_size_bytes)
+        self._compiled = compiled
+        self._pieces = pieces
+        self._end_token_ids = frozenset(end_token_ids)
+
+    def open(self, reasoning: Reasoning | None = None) -> Matcher:
+        """A matcher at the grammar's beginning."""
+        return Matcher(xgrammar.GrammarMatcher(self._compiled), self._pieces, self._end_token_ids, reasoning)
+
+
+class Matcher:
+    """Follows one completion.
+
+    mask: the tokens that may come next, a bit each: token v at bit v % 32 of int32 word v // 32. None: all.
+    is_finished: no token may come any more.
+    """
+
+    def __init__(
+        self,
+        matcher: xgrammar.GrammarMatcher,
+        pieces: list[bytes],
+        end_token_ids: frozenset[int],
+        reasoning: Reasoning | None,
+    ) -> None:
+        self._matcher = matcher
+        self._pieces = pieces
+        self._end_token_ids = end_token_ids
+        self._is_thinking = reasoning == "is_open"
+        self._may_think = reasoning == "may_open"
+        self._tail = b""
+        self._seconds_left = GRACE_SECONDS
+        self._words = np.zeros((1, -(-len(pieces) // 32)), dtype=np.int32)
+        self.is_finished = False
+        self.mask: bytes | None = None
+        if not self._is_thinking:
+            self._find_mask()
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that the mask allowed.
+
+        Raises:
+            ValueError: it was not allowed, or its successors took too long to find.
+        """
+        piece = self._pieces[token_id]
+        if self._is_thinking:
+            self._think(piece)
+            return
+        if self._may_think and piece == BEGIN_THINKING:
+            self._may_think, self._is_thinking, self.mask = False, True, None
+            return
+        self._may_think = False
+        begin = time.thread_time()
+        if not self._matcher.accept_token(token_id):
+            raise ValueError(f"token {token_id} is not what the grammar allows")
+        if self._matcher.is_terminated():
+            self.is_finished, self.mask = True, None
+        else:
+            self._find_mask()
+        spent = time.thread_time() - begin
+        self._seconds_left = min(GRACE_SECONDS, self._seconds_left + SECONDS_PER_TOKEN - spent)
+        if self._seconds_left < 0:
+            raise ValueError("finding the tokens that its grammar allows takes too long; make it simpler")
+
+    def _think(self, piece: bytes) -> None:
+        # What a token writes behind the tag is lost to the grammar: with tags that are tokens, as usual, nothing.
+        self._tail = (self._tail + piece)[-len(END_THINKING) - len(piece) :]
+        if END_THINKING in self._tail:
+            self._is_thinking = False
+            self._find_mask()
+
+    def _find_mask(self) -> None:
+        self._words.fill(-1)
+        self._matcher.fill_next_token_bitmask(self._words)
+        words = self._words[0].copy()
+        if len(self._pieces) % 32:  # bits past the vocabulary
+            words[-1] &= (1 << len(self._pieces) % 32) - 1
+        if self._may_think and BEGIN_THINKING in self._pieces:
+            token_id = self._pieces.index(BEGIN_THINKING)
+            words.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
+        elif self._only_ends(words):
+            self.is_finished = True
+        self.mask = words.tobytes()
+
+    def _only_ends(self, words: np.ndarray) -> bool:
+        rest = words.view(np.uint32).copy()
+        for token_id in self._end_token_ids:
+            rest[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+        return not rest.any() and bool(self._matcher.is_completed())
