@@ -181,7 +181,7 @@ def _kernels(cache: Finding) -> Iterator[Finding]:
     try:
         import torch
 
-        from nybble.kernels.check import OPS
+        from nybble.kernels.check import OPS, sizes_of
         from nybble.kernels.op import Spec, bind
     except ImportError:
         return  # torch's absence was told already
@@ -189,8 +189,7 @@ def _kernels(cache: Finding) -> Iterator[Finding]:
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
     for name, op in OPS.items():
         *_, case = op.cases(True)  # the largest model's
-        sizes = {key: value for key, value in vars(case).items() if isinstance(value, int)}
-        spec = Spec(device=device, dtype=dtype, sizes=sizes)
+        spec = Spec(device=device, dtype=dtype, sizes=sizes_of(case))
         chosen = bind(op, spec)
         reasons = []
         for impl in op.impls:

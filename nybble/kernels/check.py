@@ -99,10 +99,14 @@ def poisoned_memory() -> Iterator[None]:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+def sizes_of(case: Any) -> dict[str, int]:
+    """What a `Spec` says of a case."""
+    return {name: value for name, value in vars(case).items() if isinstance(value, int)} | getattr(case, "layout", {})
+
+
 def supported(op_name: str, case: Any, dtype: torch.dtype, device: torch.device) -> list[Impl]:
     """The implementations, besides the reference, that take this case here."""
-    sizes = {name: value for name, value in vars(case).items() if isinstance(value, int)} | getattr(case, "layout", {})
-    spec = Spec(device=device, dtype=dtype, sizes=sizes)
+    spec = Spec(device=device, dtype=dtype, sizes=sizes_of(case))
     return [impl for impl in OPS[op_name].impls if impl.supports(spec) is None]
 
 
