@@ -227,6 +227,7 @@ def test_after_two_dashes_debug_is_a_prompt(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["prompt"] == "--debug"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_shows_no_traceback(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     source = tmp_path / "in.jsonl"
@@ -263,6 +264,7 @@ def test_ctrl_c_at_the_start_shows_no_traceback(delay: float) -> None:
     assert (process.returncode, error) == (130, "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = " ".join([*NYBBLE, "generate", "tiny", "Count", "-q", *SMALL, *ENDLESS]) + " | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
@@ -303,6 +305,7 @@ def test_a_terminal_that_lacks_a_character() -> None:
     assert "Count … ü" in json.loads(done.stdout.decode())["prompt"]
 
 
+@pytest.mark.slow
 def test_chat_says_what_it_cannot_do(tmp_path: Path) -> None:
     typed = f"/save ~nosuchuser/x\n/usr/bin is what?\n//usr/bin … is\n/save {tmp_path}/a\n/save a\0b\n"
     command = [*NYBBLE, "chat", "tiny", "--temperature", "0", "--ignore-eos", "--max-tokens", "4", *SMALL]
@@ -321,6 +324,7 @@ def test_conversations_are_saved_as_utf_8_whatever_the_locale(tmp_path: Path) ->
     assert json.loads((tmp_path / "talk").read_text(encoding="utf-8"))[0]["content"] == "dü"
 
 
+@pytest.mark.slow
 def test_a_conversation_through_a_pipe(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     typed = (
@@ -378,6 +382,7 @@ def chat_terminal() -> Iterator[Terminal]:
     os.waitpid(terminal.pid, 0)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(chat_terminal: Terminal) -> None:
     chat_terminal.wait_for(r"/help[\s\S]*> ")
     chat_terminal.type("Count from 3 to 30\n")

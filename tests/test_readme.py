@@ -46,7 +46,12 @@ def test_structured_outputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if "Qwen" not in command and "serve" not in command]
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow if " bench " in command else ())
+        for command in COMMANDS
+        if "Qwen" not in command and "serve" not in command
+    ],
 )
 def test_commands(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello!\n"))

@@ -37,6 +37,7 @@ async def exchange(url: str, *pieces: bytes, pause: float = 0.0) -> bytes:
         writer.close()
 
 
+@pytest.mark.slow
 def test_heads_that_come_slowly_or_not_at_all() -> None:
     async def main() -> None:
         async with on_port(make_app(limits=Limits(max_head_seconds=0.3))) as url:
@@ -103,6 +104,7 @@ def test_requests_sent_at_once_are_answered_in_order() -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_nothing_is_cut_off_without_noise(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         engine = FakeEngine(tiny_tokenizer(), tokens_at_once=100)

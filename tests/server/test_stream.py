@@ -49,6 +49,7 @@ def test_a_client_that_goes_is_aborted() -> None:
     run(main)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_given_up() -> None:
     async def main() -> None:
         engine = fake(tokens_at_once=1000)

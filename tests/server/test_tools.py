@@ -673,6 +673,7 @@ ANY_BODY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 def test_no_body_is_the_servers_fault(tmp_path: Path) -> None:
     bodies: list[dict[str, Any]] = []
 

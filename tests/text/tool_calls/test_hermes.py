@@ -184,6 +184,7 @@ def answers(draw: st.DrawFn) -> tuple[str, Answer]:
     return text, Answer(content, calls)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(answers(), st.data())
 def test_well_formed_answers_however_they_are_cut(case: tuple[str, Answer], data: st.DataObject) -> None:

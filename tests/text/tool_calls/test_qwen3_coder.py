@@ -140,6 +140,7 @@ keys = st.text(st.characters(exclude_characters="<>\r\n", exclude_categories=["C
 keys = keys.map(str.strip).filter(bool)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(keys, tricky_text | json_values.filter(lambda value: not isinstance(value, str))), st.data())
 def test_well_formed_answers_however_they_are_cut(arguments: dict[str, Any], data: st.DataObject) -> None:
