@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,21 @@ def dequantize(source: Path, packed: Packed, dtype: torch.dtype) -> torch.Tensor
     blocks = 8 * torch.cuda.get_device_properties(out.device).multi_processor_count
     kernel.launch(grid=blocks, threads=256, shared_bytes=0, arguments=arguments)
     return out
+
+
+def multiply_in_slices(
+    x: torch.Tensor,
+    packed: Packed,
+    bias: torch.Tensor | None,
+    multiply: Callable[[torch.Tensor, Packed, torch.Tensor | None, torch.Tensor], None],
+    max_tokens: int,
+) -> torch.Tensor:
+    """y [M, N] for x [M, K] by a kernel that takes so many tokens at a time."""
+    tokens = x.shape[0]
+    y = x.new_empty(tokens, packed.result_features)
+    for first in range(0, tokens, max_tokens):
+        multiply(x[first : first + max_tokens], packed, bias, y[first : first + max_tokens])
+    return y
 
 
 def check_operands(x: torch.Tensor, packed: Packed, max_tokens: int) -> None:

@@ -133,20 +133,15 @@ def launch(x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.
     Up to SLICED_TOKENS tokens go through the kernel, MAX_TOKENS at a time; for more the weight is made 16 bit first and
     cuBLAS multiplies.
     """
-    tokens = x.shape[0]
-    if tokens > SLICED_TOKENS:
+    if x.shape[0] > SLICED_TOKENS:
         return torch.nn.functional.linear(x, packing.dequantize(DEQUANTIZE, packed, x.dtype), bias)
-    y = x.new_empty(tokens, packed.result_features)
-    for first in range(0, tokens, MAX_TOKENS):
-        multiply_few(x[first : first + MAX_TOKENS], packed, bias, y[first : first + MAX_TOKENS])
-    return y
+    return packing.multiply_in_slices(x, packed, bias, multiply_few, MAX_TOKENS)
 
 
 def launch_gated(x: torch.Tensor, packed: Packed) -> torch.Tensor:
     """silu(gate) · up [M, I] for x [M, K]."""
-    if x.shape[0] > SLICED_TOKENS:
-        return silu_mul(launch(x, packed, None))
-    return launch(x, packed, None)
+    y = launch(x, packed, None)
+    return silu_mul(y) if x.shape[0] > SLICED_TOKENS else y
 
 
 def multiply_few(

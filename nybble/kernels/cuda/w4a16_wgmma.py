@@ -97,13 +97,9 @@ def launch(x: torch.Tensor, packed: Packed, bias: torch.Tensor | None) -> torch.
     Up to SLICED_TOKENS tokens go through the kernel, MAX_TOKENS at a time; for more the weight is made 16 bit first and
     cuBLAS multiplies.
     """
-    tokens = x.shape[0]
-    if tokens > SLICED_TOKENS:
+    if x.shape[0] > SLICED_TOKENS:
         return torch.nn.functional.linear(x, packing.dequantize(DEQUANTIZE, packed, x.dtype), bias)
-    y = x.new_empty(tokens, packed.result_features)
-    for first in range(0, tokens, MAX_TOKENS):
-        multiply(x[first : first + MAX_TOKENS], packed, bias, y[first : first + MAX_TOKENS])
-    return y
+    return packing.multiply_in_slices(x, packed, bias, multiply, MAX_TOKENS)
 
 
 def launch_gated(x: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -201,8 +197,14 @@ class Scratch:
         def empty(sums: int) -> torch.Tensor:
             return torch.full((blocks, sums), -1, dtype=torch.int32, device=device)
 
-        self.few, self.many = empty(256 * 16), empty(256 * 64)  # rows of a tile × tokens, at most
+        self._few, self._many = empty(256 * 16), empty(256 * 64)  # rows of a tile × tokens, at most
         self.flags = torch.zeros(blocks, 64, dtype=torch.int32, device=device)
+
+    def sums(self, tuning: Tuning) -> torch.Tensor:
+        """[blocks, a tile's sums at most]; up to two token tiles a part is its own flag (`kFlagged` in the kernel)."""
+        sums = self._few if tuning.token_tiles <= 2 else self._many
+        assert tuning.warpgroups * UNIT_ROWS * 8 * tuning.token_tiles <= sums.shape[1], tuning
+        return sums
 
 
 @functools.cache
@@ -281,9 +283,6 @@ def multiply(
     tokens = x.shape[0]
     tuning = tuning or tuning_for(tokens)
     row_units, units, _ = packed.units.shape
-    assert tuning.warpgroups * UNIT_ROWS * 8 * tuning.token_tiles <= 256 * (16 if tuning.token_tiles <= 2 else 64), (
-        tuning
-    )
     work = plan(row_units, units, torch.cuda.get_device_properties(x.device).multi_processor_count, tuning)
     width = 8 * tuning.token_tiles
     parts = scratch(x.device, torch.cuda.current_stream(x.device).cuda_stream)
@@ -294,7 +293,7 @@ def multiply(
         weight=packed.units.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         y=y.data_ptr(),
-        partial=(parts.few if tuning.token_tiles <= 2 else parts.many).data_ptr(),
+        partial=parts.sums(tuning).data_ptr(),
         flags=parts.flags.data_ptr(),
         tokens=tokens,
         out_features=packed.out_features,
