@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+from nybble.commands.imports import ctrl_c_exits
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit. Errors are one line each, unless --debug is among the arguments.
@@ -38,11 +40,13 @@ def _run(arguments: list[str]) -> int | str | None:
     # one from its core: with one busy process beside it a step of a small model took up to 100 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which no command has done yet
     _prepare_streams()
-    from nybble.core.errors import EngineDeadError, MeasurementError, NybbleError
+    with ctrl_c_exits():
+        from nybble.core.errors import EngineDeadError, MeasurementError, NybbleError
 
     try:
-        from nybble.commands.app import app
-        from nybble.core import log
+        with ctrl_c_exits():
+            from nybble.commands.app import app
+            from nybble.core import log
 
         log.configure()
         app(arguments, prog_name="nybble")

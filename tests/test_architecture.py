@@ -15,7 +15,7 @@ LEVELS = [
     {"build", "progress"},
     {"llm", "async_llm", "engine_process", "server"},
     {"bench"},
-    {"compare"},
+    {"compare", "perf"},
     {"__init__", "__main__", "cli", "commands"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

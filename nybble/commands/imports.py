@@ -1,4 +1,4 @@
-"""Importing torch, and what needs it, while Ctrl-C may come."""
+"""Importing what takes long, torch above all, while Ctrl-C may come."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def import_llm() -> type[LLM]:
 
 @contextmanager
 def ctrl_c_exits() -> Iterator[None]:
-    """Ctrl-C ends the process at once. An exception would be raised inside torch's C++ code, which imports Python
-    modules too: it swallows it there and leaves half a numpy behind, or aborts."""
+    """Ctrl-C ends the process at once. An exception could be raised where it is lost: in a callback of the import
+    machinery, which prints it and goes on, or in torch's C++ code, which imports Python modules too and leaves half a
+    numpy behind, or aborts."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:  # ignored, or a program's that called `main`
         yield

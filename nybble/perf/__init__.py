@@ -1,0 +1,1 @@
+"""Where the time goes: machines, rooflines, measured steps and kernels, their explanation, and advice."""
