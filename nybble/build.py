@@ -65,6 +65,7 @@ class Built:
     """An engine and what it was made from."""
 
     engine: Engine
+    runner: ModelRunner
     config: ResolvedConfig
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
@@ -109,7 +110,7 @@ def build(config: EngineConfig) -> Built:
     engine = Engine(
         runner, resolved, tokenizer=tokenizer, eos_token_ids=end_ids, vocab_size=vocab_size, grammars=grammars
     )
-    return Built(engine, resolved, checkpoint, tokenizer, report)
+    return Built(engine, runner, resolved, checkpoint, tokenizer, report)
 
 
 def build_engine(config: EngineConfig) -> Engine:

@@ -37,6 +37,7 @@ class LLM:
     def __init__(self, model: str, **config: Any) -> None:
         built = build(EngineConfig.from_settings(model=model, **config))
         self.engine = built.engine
+        self.runner = built.runner  # the engine's; for tools that measure
         self.config = built.config
         self.checkpoint = built.checkpoint
         self.report = built.report

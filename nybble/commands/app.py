@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nybble import __version__
-from nybble.commands import bench, chat, compare, demo, doctor, generate, serve
+from nybble.commands import advise, bench, chat, compare, demo, doctor, generate, profile, serve
 
 app = typer.Typer(
     name="nybble",
@@ -24,6 +24,8 @@ app.command(no_args_is_help=True)(chat.chat)
 app.command(no_args_is_help=True)(serve.serve)
 app.add_typer(bench.app, name="bench")
 app.command(no_args_is_help=True)(compare.compare)
+app.command(no_args_is_help=True)(profile.profile)
+app.command(no_args_is_help=True)(advise.advise)
 app.command()(doctor.doctor)
 app.command()(demo.demo)
 

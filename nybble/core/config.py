@@ -143,7 +143,7 @@ class MemorySetting:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.name} = {self.value:g}"
+        return f"{self.name} = {self.value:{'.0f' if self.name == 'kv_cache_memory_bytes' else 'g'}}"
 
 
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9

@@ -47,6 +47,7 @@ class DecoderConfig:
     max_position_embeddings: int  # after rope scaling
     rope: Rope
     qkv_bias: bool = False
+    qk_norm: bool = False  # queries and keys are normed head by head
     output_bias: bool = False
     mlp_bias: bool = False
     sliding_windows: tuple[int | None, ...] = ()  # one a layer

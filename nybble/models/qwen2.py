@@ -28,7 +28,7 @@ class Qwen2Attention(nn.Module):
             head_dim=config.head_dim,
             sliding_window=config.sliding_windows[layer],
         )
-        self.qkv_proj = RotaryQKV(target, config.hidden_size, self.attention, rotary, bias=True)
+        self.qkv_proj = RotaryQKV(target, config.hidden_size, self.attention, rotary, bias=config.qkv_bias)
         self.o_proj = Linear(target, config.num_heads * config.head_dim, {"o_proj": config.hidden_size})
 
     def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
@@ -40,4 +40,4 @@ class Qwen2ForCausalLM(CausalLM):
 
     @staticmethod
     def read_config(hf: HfConfig) -> DecoderConfig:
-        return read_decoder(hf, sliding_windows=windows_by_layer(hf))
+        return read_decoder(hf, qkv_bias=True, sliding_windows=windows_by_layer(hf))

@@ -52,4 +52,6 @@ class Qwen3ForCausalLM(CausalLM):
     def read_config(hf: HfConfig) -> DecoderConfig:
         bias = flag(hf, "attention_bias")
         head_dim = {"head_dim": 128}  # the family's, where config.json does not say
-        return read_decoder({**head_dim, **hf}, qkv_bias=bias, output_bias=bias, sliding_windows=windows_by_layer(hf))
+        return read_decoder(
+            {**head_dim, **hf}, qkv_bias=bias, qk_norm=True, output_bias=bias, sliding_windows=windows_by_layer(hf)
+        )

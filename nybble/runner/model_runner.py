@@ -52,7 +52,7 @@ class ModelRunner:
         self.num_blocks = num_blocks
         self.block_size = config.block_size
         self.is_async = self.device.type == "cuda" if is_async is None else is_async
-        self._model = model
+        self.model = model
         self._config = config
         self._idle_slot = config.max_num_seqs
         self.vocab_size = int(model.config.vocab_size)
@@ -162,10 +162,10 @@ class ModelRunner:
             own, sampled = token_ids[last], self._last_ids[device["slots"]]
             token_ids.index_copy_(0, last, torch.where(own < 0, sampled, own))
         max_query_len = int(np.diff(host.query_start).max())
-        hidden = self._model(token_ids, self._context(device, max_query_len, int(host.seq_lens.max())))
+        hidden = self.model(token_ids, self._context(device, max_query_len, int(host.seq_lens.max())))
         self._gather_prompt_logprobs(batch, host, hidden, step)
         if plans:
-            logits = self._model.logits(hidden[device["sample_tokens"]])
+            logits = self.model.logits(hidden[device["sample_tokens"]])
             self._sample(logits, None, plans, device, step)
 
     def _run_graph(
@@ -185,8 +185,8 @@ class ModelRunner:
         device = self._staging.views(step_arrays(idle_step(num_rows, self._idle_slot)))
         slots = device["slots"]
         token_ids = torch.where(device["token_ids"] < 0, self._last_ids[slots], device["token_ids"])
-        hidden = self._model(token_ids, self._context(device, 1, self._config.max_model_len))
-        logits = self._model.logits(hidden)
+        hidden = self.model(token_ids, self._context(device, 1, self._config.max_model_len))
+        logits = self.model.logits(hidden)
         ids = sampler.sample_greedy(logits)
         self._graph_logits[:num_rows].copy_(logits)
         self._graph_ids[:num_rows].copy_(ids)
@@ -246,7 +246,7 @@ class ModelRunner:
             begin = int(host.query_start[index])
             parts = []
             for part in sampler.slice_rows(len(targets), self.vocab_size):
-                logits = self._model.logits(hidden[begin + part.start : begin + part.stop])
+                logits = self.model.logits(hidden[begin + part.start : begin + part.stop])
                 parts.append(gather_logprobs(logits, targets[part], count))
             if parts:
                 step.prompt_logprobs.append((index, count, logprobs_to_host(concatenate(parts))))

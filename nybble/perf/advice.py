@@ -1,0 +1,304 @@
+"""`advise`: the settings that matter for a model, a machine and a load, each with its reason in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nybble.core.config import DEFAULT_CPU_KV_BYTES, DEFAULT_GPU_MEMORY_UTILIZATION
+from nybble.core.errors import ConfigError
+from nybble.perf.machines import Machine
+from nybble.perf.memory_model import MemoryPlan, plan_memory
+from nybble.perf.model_shape import ModelShape
+from nybble.perf.roofline import Roofline
+from nybble.perf.step_cost import Work
+from nybble.perf.workload_model import (
+    DECODE_SHARE,
+    Load,
+    Outcome,
+    expected_prefill_seconds,
+    most_seqs,
+    outcome,
+    seqs_for_rate,
+)
+
+MOST_SEQS = 1024
+STEP_TOKENS = (512, 1024, 2048, 4096, 8192)
+CPU_STEP_TOKENS = (64, 128, 256, 512)
+HALF = torch.float16
+GOOD_RATE = 0.95
+"""Of the best prefill rate: from there on, longer steps bring little."""
+MOST_GAP = 4
+"""TPOT objectives that one gap between tokens may last."""
+MOST_UTILIZATION = 0.97
+"""Above it, what other programs take meanwhile is no longer covered."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recommendation; `name` is nybble's (vLLM's) name of the setting."""
+
+    name: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to set, what to expect of it, and what else was looked at."""
+
+    settings: list[Setting]
+    num_devices: int
+    expected: Outcome
+    limit: Outcome
+    memory: MemoryPlan
+    by_seqs: list[tuple[Outcome, Outcome, bool]]  # other numbers of sequences: expected, limit, whether their KV fits
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, name: str) -> Any:
+        return next(setting.value for setting in self.settings if setting.name == name)
+
+
+def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1, *, on_gpu: bool = True) -> Advice:
+    """Recommend settings.
+
+    Args:
+        shape: of the whole model.
+        num_devices: how many such machines there are.
+        on_gpu: else memory is asked for in bytes, and steps are small.
+
+    Raises:
+        ConfigError: the model does not fit; says how many devices it would take.
+    """
+    machine = machine.sustained()
+    devices, roofline, plan = _choose_devices(shape, machine, load, num_devices)
+    most_fitting = plan.kv_tokens(MOST_UTILIZATION) // load.tokens
+    if most_fitting == 0:
+        room = plan.kv_tokens(MOST_UTILIZATION)
+        raise ConfigError(
+            f"a request of {load.tokens} tokens does not fit: there is room for {room} tokens of KV on {devices} × "
+            f"{machine.name}; give more devices, or shorter lengths"
+        )
+    notes: list[str] = []
+    num_seqs, why = _choose_seqs(roofline, load, min(most_fitting, MOST_SEQS), notes)
+    budget = _choose_step_tokens(roofline, load, num_seqs, STEP_TOKENS if on_gpu else CPU_STEP_TOKENS)
+    plan = plan_memory(
+        roofline.shape, machine, HALF.itemsize, max_num_seqs=num_seqs, max_num_batched_tokens=budget.value
+    )
+    if on_gpu:
+        memory = [_choose_utilization(plan, load, num_seqs, notes), _entry_count(plan, load, num_seqs)]
+    else:
+        memory = [_choose_bytes(plan, load, num_seqs)]
+    settings = [
+        _devices_setting(devices, num_devices, plan, load),
+        Setting("max_num_seqs", num_seqs, why),
+        budget,
+        Setting(
+            "max_model_len", load.tokens, f"{load.input_len} + {load.output_len} tokens; longer requests are refused"
+        ),
+        *memory,
+        _kv_dtype(roofline, plan, load, num_seqs),
+    ]
+    others = sorted({1, 4, 16, 64, 256, num_seqs // 2, num_seqs, num_seqs * 2} - {0})
+    return Advice(
+        settings=settings,
+        num_devices=devices,
+        expected=outcome(roofline, load, num_seqs),
+        limit=outcome(roofline, load, num_seqs, is_expected=False),
+        memory=plan,
+        by_seqs=[
+            (outcome(roofline, load, n), outcome(roofline, load, n, is_expected=False), n <= most_fitting)
+            for n in others
+        ],
+        notes=notes,
+    )
+
+
+def _choose_devices(
+    shape: ModelShape, machine: Machine, load: Load, num_devices: int
+) -> tuple[int, Roofline, MemoryPlan]:
+    """The fewest devices that hold the load and keep its objectives; else the most there are that fit the model."""
+    fitting: list[tuple[int, Roofline, MemoryPlan]] = []
+    wanted = load.concurrency or 1
+    for devices in _divisions(shape, num_devices):
+        part = shape.split_by(devices)
+        plan = plan_memory(part, machine, HALF.itemsize, max_num_seqs=wanted, max_num_batched_tokens=max(STEP_TOKENS))
+        if plan.most_kv_tokens == 0:
+            continue
+        roofline = Roofline(part, machine, HALF)
+        fitting.append((devices, roofline, plan))
+        holds = plan.most_kv_tokens >= wanted * load.tokens and outcome(roofline, load, wanted).keeps(load)
+        most = min(plan.kv_tokens(MOST_UTILIZATION) // load.tokens, MOST_SEQS)
+        serves = load.request_rate is None or seqs_for_rate(roofline, load, most)
+        if holds and serves:
+            return devices, roofline, plan
+    if fitting:
+        return fitting[-1]
+    raise ConfigError(_too_large(shape, machine, num_devices))
+
+
+def _divisions(shape: ModelShape, num_devices: int) -> list[int]:
+    sizes = []
+    for devices in (1, 2, 4, 8, 16):
+        try:
+            shape.split_by(devices)
+        except ConfigError:
+            continue
+        if devices <= num_devices:
+            sizes.append(devices)
+    return sizes
+
+
+def _too_large(shape: ModelShape, machine: Machine, num_devices: int) -> str:
+    weights = shape.weight_bytes(HALF.itemsize) / 1e9
+    needed = next(
+        (
+            devices
+            for devices in _divisions(shape, 16)
+            if plan_memory(
+                shape.split_by(devices), machine, HALF.itemsize, max_num_seqs=1, max_num_batched_tokens=STEP_TOKENS[0]
+            ).most_kv_tokens
+        ),
+        None,
+    )
+    remedy = "no number of them up to 16 does" if needed is None else f"{needed} of them do: --num-devices {needed}"
+    return (
+        f"the model's {weights:.1f} GB of weights, with room for a step and the KV cache, do not fit on "
+        f"{num_devices} × {machine.name} of {machine.memory_bytes / 1e9:.0f} GB; {remedy}"
+    )
+
+
+def _choose_seqs(roofline: Roofline, load: Load, most: int, notes: list[str]) -> tuple[int, str]:
+    """As many as are asked for, as fit, and as keep the objectives."""
+    wanted, why = (
+        _wanted_by_rate(roofline, load, most, notes) if load.request_rate else _wanted_at_once(load, most, notes)
+    )
+    keeping = most_seqs(roofline, load, wanted)
+    if keeping == wanted:
+        return wanted, why
+    if keeping == 0:
+        alone = outcome(roofline, load, 1)
+        notes.append(
+            f"the objectives cannot be kept: a single sequence takes about TTFT {alone.ttft_ms:.3g} ms, TPOT "
+            f"{alone.tpot_ms:.3g} ms; take a faster machine, more devices, or a smaller model"
+        )
+        return wanted, why
+    notes.append(f"{keeping} at once keep the objectives, {wanted} would not: more than {keeping} wait in the queue")
+    kept = outcome(roofline, load, keeping)
+    return keeping, f"the most that keep TPOT near {kept.tpot_ms:.3g} ms and TTFT near {kept.ttft_ms:.3g} ms"
+
+
+def _wanted_at_once(load: Load, most: int, notes: list[str]) -> tuple[int, str]:
+    assert load.concurrency is not None
+    if load.concurrency <= most:
+        return load.concurrency, f"all {load.concurrency} streams at once"
+    notes.append(f"{load.concurrency - most} of {load.concurrency} streams wait at any time, up to a request's life")
+    return most, f"the KV cache holds {most} of {load.concurrency} streams; the others wait"
+
+
+def _wanted_by_rate(roofline: Roofline, load: Load, most: int, notes: list[str]) -> tuple[int, str]:
+    needed = seqs_for_rate(roofline, load, most)
+    if needed is not None:  # arrivals are random: twice the mean number is seldom too little
+        return min(
+            2 * needed, most
+        ), f"about {needed} run at {load.request_rate:g} requests a second; twice that for bursts"
+    rate = outcome(roofline, load, most).requests_per_second
+    notes.append(
+        f"{load.request_rate:g} requests a second are more than this machine serves (about {rate:.3g} with {most} at "
+        "once): the queue would grow without end"
+    )
+    return most, f"as many as fit; they serve about {rate:.3g} of {load.request_rate:g} requests a second"
+
+
+def _choose_step_tokens(roofline: Roofline, load: Load, num_seqs: int, among: Sequence[int]) -> Setting:
+    """The step that carries a prompt's chunk is longer, for all who decode in it."""
+    context_len = load.input_len + (load.output_len + 1) // 2
+    decode = roofline.seconds(Work.decode(num_seqs, context_len)) / DECODE_SHARE
+    choices = [tokens for tokens in among if tokens > num_seqs] or [2 * num_seqs]
+    gaps_ms = {tokens: (decode + expected_prefill_seconds(roofline, tokens - num_seqs)) * 1e3 for tokens in choices}
+    rates = {tokens: tokens / expected_prefill_seconds(roofline, tokens) for tokens in choices}
+    best = max(rates.values())
+    fast = next(tokens for tokens in choices if rates[tokens] >= GOOD_RATE * best)
+    why = "prompts go in at {rate:.0%} of the best rate; a step with one takes about {gap:.3g} ms"
+    if load.tpot_ms is not None and gaps_ms[fast] > MOST_GAP * load.tpot_ms:
+        kept = [tokens for tokens in choices if gaps_ms[tokens] <= MOST_GAP * load.tpot_ms]
+        fast = kept[-1] if kept else choices[0]
+        why += f"; longer ones would hold others up for more than {MOST_GAP} times the TPOT objective"
+    return Setting("max_num_batched_tokens", fast, why.format(rate=rates[fast] / best, gap=gaps_ms[fast]))
+
+
+def _choose_utilization(plan: MemoryPlan, load: Load, num_seqs: int, notes: list[str]) -> Setting:
+    needed = num_seqs * load.tokens
+    least = plan.utilization_for(needed)
+    value = max(DEFAULT_GPU_MEMORY_UTILIZATION, min(MOST_UTILIZATION, round(least + 0.005, 2)))
+    why = f"{needed:,} tokens of KV need {least:.2f}; {value:g} gives {plan.kv_tokens(value):,}"
+    if least > value:
+        fits = plan.kv_tokens(value) // load.tokens
+        notes.append(f"KV memory holds {fits} whole requests of {num_seqs}: some will be preempted and computed again")
+    elif value > least:
+        why += ", and what is not in use keeps prefixes"
+    return Setting("gpu_memory_utilization", value, why)
+
+
+def _choose_bytes(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
+    needed = num_seqs * load.tokens * plan.kv_bytes_per_token
+    value = min(max(2 * needed, DEFAULT_CPU_KV_BYTES), int(plan.room_bytes))
+    return Setting(
+        "kv_cache_memory_bytes",
+        value,
+        f"{num_seqs * load.tokens:,} tokens of KV need {needed / 1e9:.3g} GB; what is not in use keeps prefixes",
+    )
+
+
+def _entry_count(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
+    """LMDeploy's way to say it: a share of what the weights leave, out of which a step's workspace must come too."""
+    safe = plan.room_bytes / plan.free_bytes
+    needed = plan.entry_count_for(num_seqs * load.tokens)
+    value = min(max(needed, 0.8), int(safe * 100) / 100)
+    return Setting(
+        "cache_max_entry_count",
+        round(value, 2),
+        f"the same for engines that take a share of what weights leave free: the load needs {needed:.2f}, and above "
+        f"{safe:.2f} a step at its worst ({plan.workspace_bytes / 1e9:.2f} GB) has no room",
+    )
+
+
+def _kv_dtype(roofline: Roofline, plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
+    context_len = load.input_len + (load.output_len + 1) // 2
+    work = Work.decode(num_seqs, context_len)
+    narrow = Roofline(roofline.shape, roofline.machine, roofline.dtype, kv_itemsize=1)
+    gain = roofline.seconds(work) / narrow.seconds(work) - 1
+    fits = plan.most_kv_tokens // load.tokens
+    return Setting(
+        "kv_cache_dtype",
+        "auto",
+        f"16 bit, the only one that nybble has; 8 bits would hold {2 * fits:,} requests instead of {fits:,} and make "
+        f"decode steps {gain:.1%} faster at the most",
+    )
+
+
+def _devices_setting(devices: int, num_devices: int, plan: MemoryPlan, load: Load) -> Setting:
+    why = f"{plan.weight_bytes / 1e9:.1f} GB of weights a device leave room for {plan.most_kv_tokens:,} tokens of KV"
+    if devices < num_devices:
+        why += f"; {num_devices // devices} such engines side by side serve more than one across {num_devices} devices"
+    if devices > 1:
+        why += "; nybble itself runs on one device, so this is a plan for engines that split"
+    return Setting("tensor_parallel_size", devices, why)
+
+
+def serve_command(model: str, settings: Sequence[Setting]) -> str:
+    """The line that starts a server so."""
+    flags = (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+    )
+    given = " ".join(
+        f"--{setting.name.replace('_', '-')} {setting.value}" for setting in settings if setting.name in flags
+    )
+    return f"nybble serve {model} {given}"

@@ -1,0 +1,190 @@
+"""A profile in words: where a step's time goes and why, what dequantization, KV memory and communication have to do
+with it, and what a larger batch would bring. Each sentence carries a figure of the document, or is not written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nybble.perf.profile_document import share_of
+
+Document = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+def explain(document: Document) -> str:
+    """The analysis as Markdown, a section a cause."""
+    sections = {
+        "Where the time goes": _times,
+        "Memory or arithmetic": _bounds,
+        "Dequantization": _dequantization,
+        "KV memory": _kv_memory,
+        "Communication": _communication,
+        "Larger batches": _larger,
+    }
+    found = {title: list(write(document)) for title, write in sections.items()}
+    bullets = {title: "\n".join(f"- {text}" for text in texts) for title, texts in found.items() if texts}
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in bullets.items()) + "\n"
+
+
+def _decode(document: Document) -> list[Row]:
+    return [row for row in document["steps"] if row["step"] == "decode"]
+
+
+def _prefill(document: Document) -> list[Row]:
+    return [row for row in document["steps"] if row["step"] == "prefill"]
+
+
+def _times(document: Document) -> Iterator[str]:
+    for row in document["steps"]:
+        shares = sorted(row["kinds"], key=lambda kind: -kind["share"])
+        most = ", ".join(f"{kind['kind']} {_percent(kind['share'])}" for kind in shares if kind["share"] >= 0.01)
+        what = (
+            f"A decode step of {row['batch']} at {row['context_len']:,} tokens of context"
+            if row["step"] == "decode"
+            else f"A prefill step of {row['tokens']:,} tokens"
+        )
+        if row["wall_ms"] is None:
+            limit = f"{row['limit_tok_s']:,.0f} tok/s at the most"
+            yield f"{what} takes {_ms(row['floor_ms'])} at the least ({limit}): {most}."
+        else:
+            yield (
+                f"{what} takes {_ms(row['wall_ms'])} ({row['tok_s']:,.0f} tok/s): {most}. The floor is "
+                f"{_ms(row['floor_ms'])}: the step reaches {_percent(row['of_floor'])} of what the machine allows."
+            )
+    decode = _decode(document)
+    if len(decode) > 1:
+        first, last = decode[0], decode[-1]
+        risen = max(first["kinds"], key=lambda kind: share_of(last, kind["kind"]) - kind["share"])["kind"]
+        gain = share_of(last, risen) - share_of(first, risen)
+        if gain > 0.01:
+            yield (
+                f"From batch {first['batch']} to {last['batch']} what grows most is {risen}: from "
+                f"{_percent(share_of(first, risen))} to {_percent(share_of(last, risen))} of the step."
+            )
+
+
+def _bounds(document: Document) -> Iterator[str]:
+    machine = document["machine"]
+    source = "measured" if machine["is_measured"] else "what programs reach of its data sheet"
+    yield (
+        f"The machine reads {machine['read_bytes_per_second'] / 1e12:.3g} TB/s and computes "
+        f"{machine['flops_per_second'] / 1e12:.3g} TFLOP/s ({source})."
+    )
+    crossover = document["crossover_batch"]
+    if crossover is None:
+        yield "The weights' products stay bound by memory past a batch of 65,536."
+    else:
+        yield (
+            f"By its weights this model is bound by memory below a batch of {crossover}, by arithmetic from there on: "
+            f"up to {crossover - 1} sequences share one reading of the weights, further ones each add their own time."
+        )
+    for row in document["steps"]:
+        rate = row["bytes"] / ((row["wall_ms"] or row["floor_ms"]) * 1e-3)
+        math = row["flops"] / ((row["wall_ms"] or row["floor_ms"]) * 1e-3)
+        if row["wall_ms"] is not None:
+            name = f"Batch {row['batch']}" if row["step"] == "decode" else f"Prefill of {row['tokens']:,} tokens"
+            yield (
+                f"{name} is bound by {_bound(row['bound'])}: it uses "
+                f"{_percent(rate / machine['read_bytes_per_second'])} of the read rate and "
+                f"{_percent(math / machine['flops_per_second'])} of the arithmetic."
+            )
+
+
+def _dequantization(document: Document) -> Iterator[str]:
+    model, ideal = document["model"], document["dequantize_ms"]
+    if not model["num_quantized_weights"]:
+        return
+    yield f"{_percent(model['num_quantized_weights'] / model['num_weights'])} of the weights are 4-bit codes."
+    decode = _decode(document)
+    if ideal is not None and decode:
+        floor = next(kind for kind in decode[0]["kinds"] if kind["kind"] == "weight GEMMs")["floor_ms"]
+        yield (
+            f"Turning each into a number once keeps the integer lanes busy for {_ms(ideal)}, {_percent(ideal / floor)} "
+            f"of the {_ms(floor)} that the products need at batch {decode[0]['batch']}: a kernel that does it while it "
+            f"reads hides it, one that does not spends up to {_percent(ideal / (ideal + floor))} of its time on it."
+        )
+    for row in decode:
+        kind = next((kind for kind in row["kinds"] if kind["kind"] == "weight GEMMs"), None)
+        if kind is None or kind["measured_ms"] is None:
+            continue
+        over = max(0.0, kind["measured_ms"] - kind["floor_ms"])
+        yield (
+            f"At batch {row['batch']} the products take {_ms(kind['measured_ms'])} against a floor of "
+            f"{_ms(kind['floor_ms'])}: what dequantization costs beyond the reading, with launches and reductions, is "
+            f"at most {_ms(over)}, {_percent(over / row['wall_ms'])} of the step."
+        )
+    for row in _prefill(document):
+        share = share_of(row, "dequantization")
+        if share:
+            yield f"In prefill of {row['tokens']:,} tokens a kernel of its own does it: {_percent(share)} of the step."
+
+
+def _kv_memory(document: Document) -> Iterator[str]:
+    per_token, capacity = document["model"]["kv_bytes_per_token_per_device"], document["capacity"]
+    decode = _decode(document)
+    yield (
+        f"A token keeps {per_token:,} bytes of keys and values on a device; there is room for "
+        f"{capacity['kv_tokens']:,} tokens ({capacity['source']})."
+    )
+    for length in sorted({row["context_len"] for row in decode}):
+        yield f"That is {capacity['kv_tokens'] // length:,} sequences of {length:,}."
+    shares = [(row["batch"], share_of(row, "attention")) for row in decode]
+    if shares:
+        listed = ", ".join(f"{_percent(share)} at batch {batch}" for batch, share in shares)
+        last = decode[-1]
+        kind = next(kind for kind in last["kinds"] if kind["kind"] == "attention")
+        yield (
+            f"Reading them is attention's work, which no batch shares: {listed} of the step. At 8 bits the cache would "
+            f"hold twice the tokens and spare {_ms(kind['floor_ms'] / 2)} of reading, "
+            f"{_percent(kind['floor_ms'] / 2 / (last['wall_ms'] or last['floor_ms']))} of the step at batch "
+            f"{last['batch']}."
+        )
+
+
+def _communication(document: Document) -> Iterator[str]:
+    rows = [row for row in document["communication"] if row["num_devices"] > 1]
+    if not rows:
+        return
+    link = document["machine"]["link_bytes_per_second"]
+    listed = "; ".join(_split_words(rows, number) for number in sorted({row["num_devices"] for row in rows}))
+    yield (
+        f"Over a link of {link / 1e9:.0f} GB/s, with {document['machine']['link_seconds'] * 1e6:.0f} µs for each "
+        f"exchange (both assumed, not measured), tensor parallel would spend at the least {listed}."
+    )
+
+
+def _split_words(rows: list[Row], num_devices: int) -> str:
+    own = [row for row in rows if row["num_devices"] == num_devices]
+    listed = ", ".join(
+        f"{_percent(row['share'])} at batch {row['batch']} ({row['speed_up']:.2f}× one device)" for row in own
+    )
+    return f"on {num_devices} devices {listed}"
+
+
+def _larger(document: Document) -> Iterator[str]:
+    for row in document["larger_batches"]:
+        expected = (
+            ""
+            if row["expected_tok_s"] is None
+            else f", {row['expected_tok_s']:,.0f} at the share of it that the largest batch reached"
+        )
+        fits = "" if row["fits"] else "; its sequences do not fit in KV memory"
+        yield (
+            f"Batch {row['batch']}: at most {row['limit_tok_s']:,.0f} tok/s{expected} "
+            f"({row['gain_over_half']:.2f}× the limit of half the batch){fits}."
+        )
+
+
+def _bound(bound: str) -> str:
+    return {"memory": "memory", "compute": "arithmetic", "link": "the link between devices"}[bound]
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %" if share < 0.1 else f"{share * 100:.0f} %"
+
+
+def _ms(milliseconds: float) -> str:
+    if milliseconds >= 100:
+        return f"{milliseconds:,.0f} ms"
+    return f"{milliseconds:.3g} ms" if milliseconds >= 0.01 else f"{milliseconds * 1e3:.2g} µs"

@@ -1,0 +1,188 @@
+"""The two ways to a profile: measured on this machine, or from the roofline of one that is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nybble.bench.offline import opened_model
+from nybble.core import machine as host
+from nybble.core.errors import ConfigError
+from nybble.llm import LLM
+from nybble.perf.ceilings import Ceilings, measure_ceilings
+from nybble.perf.intervals import Interval, write_trace
+from nybble.perf.machines import Machine, find_machine
+from nybble.perf.memory_model import plan_memory
+from nybble.perf.model_shape import ModelShape, read_checkpoint
+from nybble.perf.profile_document import Capacity, make_document, step_row
+from nybble.perf.roofline import Roofline
+from nybble.perf.step_cost import Work
+from nybble.perf.step_profile import WARM_STEPS, StepProfiler, StepTimes, steps_ahead
+from nybble.progress import Progress
+
+PLANNED_UTILIZATION = 0.9
+STEP_TOKENS = {"cuda": 8192, "cpu": 512}
+"""`max_num_batched_tokens`, where nobody says."""
+
+
+def dry_profile(
+    shape: ModelShape,
+    machine: Machine,
+    num_devices: int,
+    batches: Sequence[int],
+    context_len: int,
+    prefill_len: int,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The roofline of each step, from config.json and the machine's table entry.
+
+    Raises:
+        ConfigError: the model cannot be split so.
+    """
+    machine = machine.sustained()
+    dtype = torch.float16
+    whole = Roofline(shape, machine, dtype)
+    roofline = Roofline(shape.split_by(num_devices), machine, dtype)
+    rows = [step_row("decode", Work.decode(n, context_len), context_len, roofline, None) for n in batches]
+    if prefill_len:
+        rows.append(step_row("prefill", Work.prefill(prefill_len), prefill_len, roofline, None))
+    plan = plan_memory(
+        roofline.shape,
+        machine,
+        dtype.itemsize,
+        max_num_seqs=max(batches),
+        max_num_batched_tokens=STEP_TOKENS["cuda"],
+    )
+    capacity = Capacity(
+        kv_tokens=plan.kv_tokens(PLANNED_UTILIZATION),
+        source=f"estimated, at gpu_memory_utilization {PLANNED_UTILIZATION}",
+    )
+    return make_document(
+        settings=settings, whole=whole, roofline=roofline, rows=rows, capacity=capacity, facts={"mode": "dry run"}
+    )
+
+
+def measured_profile(
+    model: str | None,
+    synthetic: str | None,
+    engine: Mapping[str, Any],
+    batches: Sequence[int],
+    context_len: int,
+    prefill_len: int | None,
+    *,
+    num_steps: int,
+    repeats: int,
+    settings: Mapping[str, Any],
+    trace: Path | None,
+    show_bar: bool,
+) -> dict[str, Any]:
+    """Steps of an engine that is made for it; the ceilings are measured first, on a device that is still free.
+
+    Args:
+        prefill_len: 0: no prefill step; None: 2048 tokens, on a CPU 256, or as many as the model and a step take.
+    """
+    machine, device = this_machine(engine.get("device") or "auto", measured=True)
+    budget = max(engine.get("max_num_batched_tokens") or STEP_TOKENS[device], max(batches))
+    num_steps_in_all = WARM_STEPS + num_steps * (repeats + 1) + steps_ahead(max(batches), context_len, budget)
+    longest = max(context_len + num_steps_in_all, prefill_len or 0) + 1
+    options = {
+        "max_num_seqs": max(batches),
+        "max_model_len": longest,
+        "max_num_batched_tokens": max(budget, prefill_len or 0),
+        **engine,
+    }
+    with opened_model(model, synthetic, options) as llm:
+        dtype = getattr(torch, llm.config.dtype)
+        roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
+        if prefill_len is None:
+            prefill_len = min(2048 if device == "cuda" else 256, llm.config.max_num_batched_tokens, longest - 1)
+        measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
+        rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
+        capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")
+        facts = {
+            "mode": "measured",
+            "engine": dict(llm.config.table()),
+            "startup": vars(llm.report),
+        }
+    if trace is not None:
+        write_trace(trace, {_track(times): _from_zero(times.intervals) for times in measured})
+    return make_document(
+        settings=settings, whole=roofline, roofline=roofline, rows=rows, capacity=capacity, facts=facts
+    )
+
+
+def _measure(
+    llm: LLM,
+    batches: Sequence[int],
+    context_len: int,
+    prefill_len: int,
+    num_steps: int,
+    repeats: int,
+    show_bar: bool,
+) -> list[StepTimes]:
+    profiler = StepProfiler(llm, num_steps=num_steps, repeats=repeats)
+    measured = []
+    with Progress(len(batches) + bool(prefill_len), show_bar) as bar:
+        for batch in batches:
+            measured.append(profiler.decode(batch, context_len))
+            bar.advance(batch * num_steps * repeats, 1, f"decode {batch}")
+        if prefill_len:
+            measured.append(profiler.prefill(prefill_len))
+            bar.advance(prefill_len * repeats, 1, f"prefill {prefill_len}")
+    return measured
+
+
+def this_machine(device: str, *, measured: bool = False) -> tuple[Machine, str]:
+    """The machine that this runs on, and "cpu" or "cuda": rates as in the table where it has the GPU, else measured.
+
+    Args:
+        device: auto, cpu or cuda.
+        measured: measure its rates in any case.
+
+    Raises:
+        ConfigError: cuda, and there is none.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        found = measure_ceilings(torch.device("cpu"), torch.float32)
+        return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None), "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but torch finds no CUDA device; see `nybble doctor`")
+    name = torch.cuda.get_device_name()
+    try:
+        known: Machine | None = find_machine(name)
+    except ConfigError:
+        known = None
+    if known is not None and not measured:
+        return known, "cuda"
+    found = measure_ceilings(torch.device("cuda"), torch.float16)
+    return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known), "cuda"
+
+
+def _measured(name: str, memory_bytes: float, found: Ceilings, known: Machine | None) -> Machine:
+    """What was found, and the table's figures of what was not measured."""
+    known = None if known is None else known.sustained()
+    return Machine(
+        name=name,
+        memory_bytes=memory_bytes,
+        read_bytes_per_second=found.read_bytes_per_second,
+        flops_per_second=found.flops_per_second,
+        integer_ops_per_second=known.integer_ops_per_second if known else None,
+        link_bytes_per_second=known.link_bytes_per_second if known else None,
+        link_seconds=known.link_seconds if known else 0.0,
+        is_measured=True,
+        how=found.how,
+    )
+
+
+def _track(times: StepTimes) -> str:
+    return f"decode {times.work.num_sequences}" if times.name == "decode" else f"prefill {times.work.num_tokens}"
+
+
+def _from_zero(intervals: Sequence[Interval]) -> list[Interval]:
+    """Each step's intervals from zero on, so that tracks lie below each other."""
+    first = min((interval.begin for interval in intervals), default=0.0)
+    return [replace(interval, begin=interval.begin - first, end=interval.end - first) for interval in intervals]

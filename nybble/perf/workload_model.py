@@ -1,0 +1,123 @@
+"""What a load comes to on an engine, by the roofline: throughput, time to first token, time per output token.
+
+The engine mixes prompts into decode steps, so prompts and tokens share its time. With C sequences at once, each of S
+input and L output tokens, t(C) a decode step and p the time of one prompt:
+
+    a request lives  W = L·t(C) + C·p      (while it decodes, the other C − 1 and itself have their prompts taken in)
+    throughput = C·L / W        requests a second = C / W (Little 1961)        TPOT = (L·t(C) + (C − 1)·p) / L
+    TTFT = t(C) / 2 + p         a step in flight is half done on average; no queue before the engine
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nybble.perf.roofline import Roofline
+from nybble.perf.step_cost import Work
+
+DECODE_SHARE, PREFILL_SHARE = 0.68, 0.87
+"""Of the floors' rates that nybble reaches: on an H100 0.58 to 0.76 in decode, by batch (bench/results), and 0.87 in
+prefill, where dequantization comes on top."""
+SCRATCH_FROM = 256
+"""Steps of more tokens write each layer's 4-bit weights as 16-bit ones first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What users ask. One of `concurrency` and `request_rate` (requests a second) is given.
+
+    Args:
+        ttft_ms, tpot_ms: objectives; None: none.
+    """
+
+    input_len: int
+    output_len: int
+    concurrency: int | None = None
+    request_rate: float | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of one request at its end."""
+        return self.input_len + self.output_len
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of a number of sequences at once; `is_expected`: at the shares that nybble reaches, else the floor's."""
+
+    num_seqs: int
+    step_seconds: float
+    prompt_seconds: float
+    output_len: int
+    is_expected: bool
+
+    @property
+    def life_seconds(self) -> float:
+        return self.output_len * self.step_seconds + self.num_seqs * self.prompt_seconds
+
+    @property
+    def output_tok_s(self) -> float:
+        return self.num_seqs * self.output_len / self.life_seconds
+
+    @property
+    def requests_per_second(self) -> float:
+        return self.num_seqs / self.life_seconds
+
+    @property
+    def tpot_ms(self) -> float:
+        return (self.step_seconds + (self.num_seqs - 1) * self.prompt_seconds / self.output_len) * 1e3
+
+    @property
+    def ttft_ms(self) -> float:
+        return (self.step_seconds / 2 + self.prompt_seconds) * 1e3
+
+    def keeps(self, load: Load) -> bool:
+        """Whether the objectives hold."""
+        return (load.tpot_ms is None or self.tpot_ms <= load.tpot_ms) and (
+            load.ttft_ms is None or self.ttft_ms <= load.ttft_ms
+        )
+
+
+def outcome(roofline: Roofline, load: Load, num_seqs: int, *, is_expected: bool = True) -> Outcome:
+    """Sequences are half way through their output on average."""
+    context_len = load.input_len + (load.output_len + 1) // 2
+    step = roofline.seconds(Work.decode(num_seqs, context_len))
+    prompt = roofline.seconds(Work.prefill(load.input_len))
+    if is_expected:
+        step, prompt = step / DECODE_SHARE, expected_prefill_seconds(roofline, load.input_len)
+    return Outcome(
+        num_seqs=num_seqs,
+        step_seconds=step,
+        prompt_seconds=prompt,
+        output_len=load.output_len,
+        is_expected=is_expected,
+    )
+
+
+def expected_prefill_seconds(roofline: Roofline, num_tokens: int) -> float:
+    """Of one step that takes in so many tokens of a prompt."""
+    seconds = roofline.seconds(Work.prefill(num_tokens)) / PREFILL_SHARE
+    if num_tokens > SCRATCH_FROM:
+        written = roofline.shape.num_quantized_weights * roofline.dtype.itemsize
+        seconds += written / roofline.machine.read_bytes_per_second
+    return seconds
+
+
+def most_seqs(roofline: Roofline, load: Load, limit: int) -> int:
+    """The most sequences at once, up to `limit`, that keep the objectives; 0: not even one does."""
+    low, high = 0, limit + 1  # keeps, does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if outcome(roofline, load, middle).keeps(load) else (low, middle)
+    return low
+
+
+def seqs_for_rate(roofline: Roofline, load: Load, limit: int) -> int | None:
+    """The fewest sequences at once that serve `request_rate`; None: it takes more than `limit`."""
+    assert load.request_rate is not None
+    for num_seqs in range(1, limit + 1):
+        if outcome(roofline, load, num_seqs).requests_per_second >= load.request_rate:
+            return num_seqs
+    return None

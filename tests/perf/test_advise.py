@@ -1,0 +1,216 @@
+"""`nybble advise`: what is recommended follows from memory, objectives and load; what is measured has the last word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nybble.bench.synthetic import synthetic_config
+from nybble.cli import main
+from nybble.core.config import EngineConfig
+from nybble.core.errors import ConfigError
+from nybble.llm import LLM
+from nybble.perf.advice import advise, serve_command
+from nybble.perf.machines import find_machine
+from nybble.perf.memory_model import plan_memory
+from nybble.perf.model_shape import ModelShape
+from nybble.perf.refine import Tried
+from nybble.perf.trial import Trial, run_trial
+from nybble.perf.workload_model import Load, most_seqs, outcome, seqs_for_rate
+
+H200, RTX = find_machine("H200"), find_machine("RTX 3090")
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelShape:
+    return ModelShape.read(synthetic_config("qwen2.5-32b-awq"))
+
+
+def load(**changes: Any) -> Load:
+    return Load(**{"input_len": 512, "output_len": 128, "concurrency": 16} | changes)
+
+
+def test_all_streams_run_where_nothing_forbids_it(qwen: ModelShape) -> None:
+    advice = advise(qwen, H200, load())
+    assert advice.num_devices == 1
+    assert advice.value("max_num_seqs") == 16
+    assert advice.value("max_model_len") == 640
+    assert advice.value("gpu_memory_utilization") == 0.9
+    assert advice.notes == []
+    assert advice.expected.output_tok_s < advice.limit.output_tok_s
+
+
+def test_an_objective_bounds_the_batch(qwen: ModelShape) -> None:
+    advice = advise(qwen, H200, load(concurrency=64, tpot_ms=15))
+    num_seqs = advice.value("max_num_seqs")
+    assert 1 < num_seqs < 64
+    assert advice.expected.tpot_ms <= 15
+    assert any("keep the objectives" in note for note in advice.notes)
+
+
+def test_an_impossible_objective_is_said(qwen: ModelShape) -> None:
+    advice = advise(qwen, H200, load(tpot_ms=1))
+    assert any("the objectives cannot be kept: a single sequence takes about" in note for note in advice.notes)
+
+
+def test_kv_memory_bounds_the_batch(qwen: ModelShape) -> None:
+    """One RTX 3090 holds the weights of 19.3 GB and little more."""
+    advice = advise(qwen, RTX, load(concurrency=64))
+    num_seqs = advice.value("max_num_seqs")
+    assert num_seqs < 64
+    assert advice.value("gpu_memory_utilization") > 0.9
+    assert num_seqs * 640 <= advice.memory.most_kv_tokens
+    assert any("streams wait" in note for note in advice.notes)
+    assert [fits for outcome, _, fits in advice.by_seqs if outcome.num_seqs == 64] == [False]
+
+
+def test_the_fewest_devices_that_hold_the_load(qwen: ModelShape) -> None:
+    advice = advise(qwen, RTX, load(concurrency=64), num_devices=4)
+    assert advice.num_devices == 2
+    assert advice.value("tensor_parallel_size") == 2
+    assert "2 such engines side by side" in advice.settings[0].why
+    assert advise(qwen, H200, load(), num_devices=8).num_devices == 1
+
+
+def test_a_model_too_large_says_how_many_devices_it_takes() -> None:
+    large = ModelShape.read(synthetic_config("qwen2.5-72b-awq"))
+    with pytest.raises(ConfigError, match=r"do not fit on 1 × RTX 3090 of 26 GB; 2 of them do: --num-devices 2"):
+        advise(large, RTX, load())
+
+
+def test_a_request_too_long_is_refused(qwen: ModelShape) -> None:
+    with pytest.raises(ConfigError, match="a request of 40000 tokens does not fit: there is room for"):
+        advise(qwen, RTX, load(input_len=39_872), num_devices=1)
+
+
+def test_a_rate_needs_so_many_sequences(qwen: ModelShape) -> None:
+    steady = advise(qwen, H200, load(concurrency=None, request_rate=2.0))
+    busy = advise(qwen, H200, load(concurrency=None, request_rate=6.0))
+    assert steady.value("max_num_seqs") < busy.value("max_num_seqs")
+    assert busy.expected.requests_per_second >= 6.0
+    flood = advise(qwen, H200, load(concurrency=None, request_rate=500.0))
+    assert any("the queue would grow without end" in note for note in flood.notes)
+
+
+def test_the_study_s_memory_limit(qwen: ModelShape) -> None:
+    """Two RTX 3090 were stable at cache_max_entry_count 0.85 and broke at 0.9 with more than five at once: steps of
+    8192 tokens (LMDeploy's default) leave room up to a share between the two."""
+    plan = plan_memory(qwen.split_by(2), RTX, 2, max_num_seqs=8, max_num_batched_tokens=8192)
+    assert 0.85 < plan.room_bytes / plan.free_bytes < 0.93
+    advice = advise(qwen, RTX, load(concurrency=64), num_devices=2)
+    why = next(setting.why for setting in advice.settings if setting.name == "cache_max_entry_count")
+    assert advice.value("cache_max_entry_count") <= float(why.split("above ")[1].split()[0])
+
+
+def test_what_is_recommended_are_settings_of_the_engine(qwen: ModelShape) -> None:
+    words = serve_command("m", advise(qwen, H200, load()).settings).split()
+    settings = {flag[2:].replace("-", "_"): value for flag, value in zip(words[3::2], words[4::2], strict=True)}
+    EngineConfig.from_settings(
+        model="m", **{name: float(value) if "." in value else int(value) for name, value in settings.items()}
+    )
+    assert set(settings) == {"max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization"}
+
+
+def test_the_workload_model_is_consistent(qwen: ModelShape) -> None:
+    from nybble.perf.advice import HALF
+    from nybble.perf.roofline import Roofline
+
+    roofline, asked = Roofline(qwen, H200.sustained(), HALF), load(tpot_ms=20)
+    outcomes = [outcome(roofline, asked, n) for n in range(1, 65)]
+    assert [o.tpot_ms for o in outcomes] == sorted(o.tpot_ms for o in outcomes)
+    best = most_seqs(roofline, asked, 64)
+    assert outcomes[best - 1].keeps(asked)
+    assert not outcomes[best].keeps(asked)
+    for each in outcomes:  # Little's law, and output tokens are those of the requests
+        assert each.requests_per_second * each.life_seconds == pytest.approx(each.num_seqs)
+        assert each.output_tok_s == pytest.approx(each.requests_per_second * 128)
+    rate = outcomes[9].requests_per_second
+    found = seqs_for_rate(roofline, load(concurrency=None, request_rate=rate * 0.999), 64)
+    assert found is not None
+    assert found <= 10
+
+
+def trial(output_tok_s: float, tpot_p90_ms: float = 1.0) -> Trial:
+    return Trial(
+        output_tok_s=output_tok_s,
+        ttft_ms=1,
+        ttft_p90_ms=1,
+        tpot_ms=tpot_p90_ms,
+        tpot_p90_ms=tpot_p90_ms,
+        num_requests=1,
+        num_preemptions=0,
+    )
+
+
+def test_a_neighbour_must_be_worth_it() -> None:
+    base = Tried({}, [trial(100), trial(102), trial(104)])
+    assert not Tried({}, [trial(104)]).is_better_than(base, load()), "within chance"
+    assert Tried({}, [trial(106)]).is_better_than(base, load())
+    slow, late = load(tpot_ms=5), Tried({}, [trial(500, tpot_p90_ms=9)])
+    assert not late.is_better_than(base, slow), "faster, but it breaks the objective"
+    assert base.is_better_than(late, slow)
+
+
+def test_a_trial_serves_its_load() -> None:
+    with LLM("tiny", device="cpu", max_num_seqs=4, max_model_len=64, enable_prefix_caching=False) as llm:
+        closed = run_trial(llm, load(input_len=8, output_len=4, concurrency=2), 5, "a")
+        opened = run_trial(llm, load(input_len=8, output_len=4, concurrency=None, request_rate=200.0), 5, "b")
+    for found in (closed, opened):
+        assert found.num_requests == 5
+        assert found.output_tok_s > 0
+        assert 0 < found.ttft_ms <= found.ttft_p90_ms
+        assert 0 < found.tpot_ms <= found.tpot_p90_ms
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["advise", *arguments])
+    return int(exit_.value.code or 0)
+
+
+def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "advice.json"
+    arguments = ("--synthetic", "qwen2.5-32b-awq", "--device", "H200", "--concurrency", "16", "--input-len", "512")
+    assert run(*arguments, "--output-len", "128", "--output", str(output)) == 0
+    shown = capsys.readouterr().out
+    last = json.loads(shown.splitlines()[-1])
+    document = json.loads(output.read_text())
+    assert last["settings"]["max_num_seqs"] == 16
+    assert {setting["name"]: setting["value"] for setting in document["settings"]} == last["settings"]
+    assert all(setting["why"] in shown for setting in document["settings"])
+    assert "nybble serve MODEL --max-num-seqs 16" in shown
+
+
+@pytest.mark.slow
+def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "advice.json"
+    arguments = ("tiny", "--device", "cpu", "--concurrency", "4", "--input-len", "16", "--output-len", "8", "--measure")
+    assert run(*arguments, "--num-prompts", "6", "--output", str(output)) == 0
+    captured = capsys.readouterr()
+    document = json.loads(output.read_text())
+    tried = [
+        (each["settings"]["max_num_seqs"], each["settings"]["max_num_batched_tokens"]) for each in document["tried"]
+    ]
+    assert len(tried) == len(set(tried)) >= 3
+    assert captured.err.count("tried max_num_seqs") == len(tried)
+    settings = {setting["name"]: setting["value"] for setting in document["settings"]}
+    assert (settings["max_num_seqs"], settings["max_num_batched_tokens"]) in tried
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny"], "give a load: --concurrency, or --request-rate"),
+        (["tiny", "--concurrency", "1", "--request-rate", "1"], "give a load"),
+        (["tiny", "--request-rate", "-1"], "--request-rate -1: must be above 0"),
+        (["tiny", "--concurrency", "4", "--device", "H200", "--measure"], "--measure runs on this machine"),
+        (["tiny", "--concurrency", "4", "--read-gb-s", "5"], "--read-gb-s describes a machine that is not here"),
+        (["tiny", "--concurrency", "4", "--device", "H200", "--goodput", "e2el:5"], "--goodput e2el"),
+        (["tiny", "--concurrency", "4", "--device", "H200", "--output", "/nowhere/x"], "/nowhere is no directory"),
+        (["/nowhere", "--concurrency", "4", "--device", "H200"], "/nowhere: no such directory"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""`nybble profile`: measured on tiny, drawn for machines that are not here, and put into words."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nybble.bench.synthetic import synthetic_config
+from nybble.cli import main
+from nybble.perf.explain import explain
+from nybble.perf.machines import find_machine
+from nybble.perf.model_shape import ModelShape
+from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
+from nybble.perf.profiling import dry_profile
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["profile", *arguments])
+    return int(exit_.value.code or 0)
+
+
+def last_line(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Any]:
+    """The study's own case: two RTX 3090."""
+    shape = ModelShape.read(synthetic_config("qwen2.5-32b-awq"))
+    return dry_profile(shape, find_machine("RTX 3090"), 2, [1, 4, 16, 64], 1024, 2048, {"model": "qwen2.5-32b-awq"})
+
+
+def test_a_dry_run_draws_the_roofline(study: dict[str, Any]) -> None:
+    steps = study["steps"]
+    assert [(row["step"], row["batch"]) for row in steps[:4]] == [("decode", batch) for batch in (1, 4, 16, 64)]
+    assert steps[0]["bound"] == "memory"
+    assert steps[3]["bound"] == steps[4]["bound"] == "compute"
+    for row in steps:
+        assert row["wall_ms"] is None
+        assert sum(kind["share"] for kind in row["kinds"]) == pytest.approx(1)
+        assert sum(part["floor_ms"] for part in row["parts"]) == pytest.approx(row["floor_ms"])
+    # 9.67 GB of weights on each device at 861 GB/s, and 128 exchanges of at least 25 µs.
+    assert steps[0]["floor_ms"] == pytest.approx(8.99 / 0.861 + 128 * 0.025, rel=0.02)
+    assert study["crossover_batch"] == 19
+    assert not study["larger_batches"][-1]["fits"]
+
+
+def test_the_explanation_covers_the_studys_causes(study: dict[str, Any]) -> None:
+    text = explain(study)
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert titles == [
+        "Where the time goes",
+        "Memory or arithmetic",
+        "Dequantization",
+        "KV memory",
+        "Communication",
+        "Larger batches",
+    ]
+    for line in text.splitlines():
+        assert not line.startswith("- ") or re.search(r"\d", line), f"a claim without a figure: {line}"
+    assert "memory below a batch of 19" in text
+    assert "131,072 bytes" in text
+
+
+def test_tables_have_a_cell_for_each_column(study: dict[str, Any]) -> None:
+    for table in (steps_table(study), kinds_table(study), *(parts_table(row) for row in study["steps"])):
+        assert len({len(row) for row in table}) == 1
+        assert len(table) > 3
+
+
+def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--synthetic", "llama-3-8b-awq", "--dry-run", "--device", "H100", "--batch-sizes", "1,8")
+    assert run(*arguments, "--explain", "--out", str(tmp_path / "new")) == 0
+    shown = capsys.readouterr().out
+    found = last_line(shown)
+    document = json.loads((tmp_path / "new" / "profile.json").read_text())
+    assert [row["batch"] for row in found["results"]] == [1, 8, 1]
+    assert found["results"][0]["floor_ms"] == document["steps"][0]["floor_ms"]
+    assert (tmp_path / "new" / "profile.md").read_text() == markdown(document)
+    assert "Dequantization" in shown
+    assert "H100: reads 3,082 GB/s" in shown
+
+
+@pytest.mark.slow
+def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ("--batch-sizes", "1,3", "--context-len", "64", "--steps", "4", "--repeats", "2", "--prefill-len", "48")
+    assert run("tiny", *arguments, "--device", "cpu", "--trace", "--explain", "--out", str(out)) == 0
+    shown = capsys.readouterr().out
+    assert "of what the machine allows" in shown
+    document = json.loads((out / "profile.json").read_text())
+    decode, prefill = document["steps"][:2], document["steps"][2]
+    assert [row["batch"] for row in decode] == [1, 3]
+    assert prefill["tokens"] == 48
+    for row in document["steps"]:
+        assert sum(kind["measured_ms"] or 0.0 for kind in row["kinds"]) == pytest.approx(row["wall_ms"], rel=1e-3)
+        measured = {part["part"] for part in row["parts"] if part["measured_ms"]}
+        assert {"qkv", "o", "gate_up", "down", "lm_head", "attention", "sampling", "rotary"} <= measured
+        assert abs(row["context_len"] - (64 if row["step"] == "decode" else 48)) <= 1
+    events = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {event["name"] for event in events if event["ph"] == "X"} >= {"attention", "qkv"}
+    assert document["machine"]["is_measured"]
+    assert document["environment"]["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny", "--dry-run"], "--dry-run needs a machine"),
+        (["tiny", "--device", "H200"], "--dry-run takes other machines"),
+        (["tiny", "--dry-run", "--device", "TPU"], "--device TPU: not in the table"),
+        (["tiny", "--num-devices", "2"], "--num-devices: an engine runs on one device"),
+        (["tiny", "--tflops", "5"], "--tflops describes a machine that is not here"),
+        (["tiny", "--trace"], "--trace writes trace.json into the folder of --out"),
+        (["tiny", "--dry-run", "--device", "H200", "--out", "/proc/version/x"], "--out /proc/version/x"),
+        (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
+        (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
+        (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
+        (["tiny", "--dry-run", "--device", "H200", "--num-devices", "5"], "--num-devices 5: the model's"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*(arguments or ["--help"])) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_in_kv_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--batch-sizes", "8", "--context-len", "200", "--kv-cache-memory-bytes", "2000000", "--device", "cpu")
+    assert run("tiny", *arguments) == 2
+    assert "do not fit in the KV cache" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_kernels_are_known_and_fill_the_step(tmp_path: Path) -> None:
+    arguments = ("--synthetic", "qwen2.5-1.5b-awq", "--batch-sizes", "1,16", "--context-len", "512")
+    assert run(*arguments, "--trace", "--out", str(tmp_path)) == 0
+    document = json.loads((tmp_path / "profile.json").read_text())
+    for row in document["steps"]:
+        shares = {kind["kind"]: kind["share"] for kind in row["kinds"]}
+        assert shares["weight GEMMs"] > 0.2
+        assert shares.get("other on the device", 0) < 0.25
+        assert sum(shares.values()) == pytest.approx(1, abs=0.1)
