@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from nybble.kernels import triton
+from nybble.kernels.cpu import attention as cpu
 from nybble.kernels.op import Cost, Impl, Op, always
 
 QUERY_BLOCK = 128
@@ -178,7 +179,10 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 OP = Op(
     name="attention",
     reference=Impl(name="reference", supports=always, launch=reference),
-    impls=(Impl(name="triton", supports=triton.why_not, launch=triton.deferred("attention")),),
+    impls=(
+        Impl(name="triton", supports=triton.why_not, launch=triton.deferred("attention")),
+        Impl(name="c", supports=cpu.why_not, launch=cpu.launch),
+    ),
     cases=cases,
     cost=cost,
 )
