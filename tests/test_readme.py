@@ -48,7 +48,7 @@ def test_structured_outputs() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=pytest.mark.slow if " bench " in command else ())
+        pytest.param(command, marks=pytest.mark.slow if re.search(" bench | profile tiny|--measure", command) else ())
         for command in COMMANDS
         if "Qwen" not in command and "serve" not in command
     ],
