@@ -59,17 +59,19 @@ def test_triton_in_the_interpreter(interpreter, name, case, dtype):
     assert interpreter.submit(measure, name, "triton", case, dtype, CPU).result() <= TOLERANCE[dtype]
 
 
-def read_sums(num_blocks: int) -> tuple[int, int]:
-    """What `read_stream` adds up, and what it should."""
-    from nybble.kernels.triton.read_stream import BLOCK, read_stream
+def read_sums(num_blocks: int, num_programs: int) -> tuple[int, int]:
+    """What the kernel that measures bandwidth adds up, and what it should."""
+    from nybble.kernels.triton.read import BLOCK, read
 
     source = torch.randint(-(2**31), 2**31, (num_blocks * BLOCK,), dtype=torch.int32)
-    return int(read_stream(source).sum(dtype=torch.int64)) % 2**32, int(source.sum(dtype=torch.int64)) % 2**32
+    sums = torch.empty(num_programs, dtype=torch.int32)
+    read(source, sums)
+    return int(sums.sum(dtype=torch.int64)) % 2**32, int(source.sum(dtype=torch.int64)) % 2**32
 
 
-@pytest.mark.parametrize("num_blocks", [1, 8, 37])
-def test_the_read_stream_reads_everything_once(interpreter, num_blocks):
-    found, expected = interpreter.submit(read_sums, num_blocks).result()
+@pytest.mark.parametrize(("num_blocks", "num_programs"), [(1, 1), (5, 8), (37, 8)])
+def test_reading_for_bandwidth_misses_nothing(interpreter, num_blocks, num_programs):
+    found, expected = interpreter.submit(read_sums, num_blocks, num_programs).result()
     assert found == expected
 
 
