@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nybble.kernels import triton
+from nybble.kernels.cpu import rows
 from nybble.kernels.op import Cost, Impl, Op, always
 
 
@@ -70,7 +71,10 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 OP = Op(
     name="kv_write",
     reference=Impl(name="reference", supports=always, launch=reference),
-    impls=(Impl(name="triton", supports=triton.why_not, launch=triton.deferred("kv_write")),),
+    impls=(
+        Impl(name="triton", supports=triton.why_not, launch=triton.deferred("kv_write")),
+        Impl(name="c", supports=rows.kv_write_why_not, launch=rows.kv_write),
+    ),
     cases=cases,
     cost=cost,
 )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nybble.kernels import triton
+from nybble.kernels.cpu import rows
 from nybble.kernels.op import Cost, Impl, Op, always
 
 
@@ -65,7 +66,10 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 OP = Op(
     name="rms_norm",
     reference=Impl(name="reference", supports=always, launch=reference),
-    impls=(Impl(name="triton", supports=triton.why_not, launch=triton.deferred("rms_norm")),),
+    impls=(
+        Impl(name="triton", supports=triton.why_not, launch=triton.deferred("rms_norm")),
+        Impl(name="c", supports=rows.rms_norm_why_not, launch=rows.rms_norm),
+    ),
     cases=cases,
     cost=cost,
 )

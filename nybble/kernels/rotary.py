@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nybble.kernels import triton
+from nybble.kernels.cpu import rows
 from nybble.kernels.op import Cost, Impl, Op, always
 
 
@@ -66,7 +67,10 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 OP = Op(
     name="rotary",
     reference=Impl(name="reference", supports=always, launch=reference),
-    impls=(Impl(name="triton", supports=triton.why_not, launch=triton.deferred("rotary")),),
+    impls=(
+        Impl(name="triton", supports=triton.why_not, launch=triton.deferred("rotary")),
+        Impl(name="c", supports=rows.rotary_why_not, launch=rows.rotary),
+    ),
     cases=cases,
     cost=cost,
 )

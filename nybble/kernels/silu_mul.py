@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from nybble.kernels import triton
+from nybble.kernels.cpu import rows
 from nybble.kernels.op import Cost, Impl, Op, always
 
 
@@ -50,7 +51,10 @@ def cost(case: Case, dtype: torch.dtype) -> Cost:
 OP = Op(
     name="silu_mul",
     reference=Impl(name="reference", supports=always, launch=reference),
-    impls=(Impl(name="triton", supports=triton.why_not, launch=triton.deferred("silu_mul")),),
+    impls=(
+        Impl(name="triton", supports=triton.why_not, launch=triton.deferred("silu_mul")),
+        Impl(name="c", supports=rows.silu_mul_why_not, launch=rows.silu_mul),
+    ),
     cases=cases,
     cost=cost,
 )

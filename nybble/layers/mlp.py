@@ -38,7 +38,7 @@ class GatedLinear(Linear):
                 self._fused, self._weight = impl.launch, impl.prepare(weight)
                 return
         super()._bind(weight)
-        self._activate = self.target.bind(silu_mul.OP, size=self._size).launch
+        self._activate = self.target.bind(silu_mul.OP, intermediate=self._size).launch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._fused is not None:

@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         weight = torch.empty(size, dtype=target.dtype, device=target.device)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self._norm = target.bind(rms_norm.OP, size=size).launch
+        self._norm = target.bind(rms_norm.OP, hidden=size).launch
 
     def slots(self, path: str, quantization: Quantization, stored: Container[str] | None) -> dict[str, Slot]:
         return {

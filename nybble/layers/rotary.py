@@ -26,7 +26,7 @@ class RotaryEmbedding(nn.Module):
         # One row to spare: a step in flight may run one token past the end of a sequence that has just finished.
         table = rope.table(num_positions + 1, head_dim).to(target.device)
         self.register_buffer("cos_sin", table, persistent=False)
-        self._rotate = target.bind(rotary.OP, head_dim=head_dim).launch
+        self._rotate = target.bind(rotary.OP, head_dim=head_dim, rotary_dim=head_dim).launch
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> None:
         """Turn q [T, heads, D] and k [T, kv_heads, D] in place."""

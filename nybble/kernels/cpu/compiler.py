@@ -24,7 +24,7 @@ from nybble.core import env
 from nybble.core.log import logger
 
 FOLDER = Path(__file__).parent
-SOURCES = ("attention.c", "int4_linear.c")
+SOURCES = ("attention.c", "int4_linear.c", "rows.c")
 HEADERS = ("threads.h", "vectors.h")
 # Contracting a·b + c in all blocks of a kernel alike keeps a row's result independent of the block it is computed in.
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")

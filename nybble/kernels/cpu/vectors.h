@@ -75,6 +75,23 @@ INLINE float load_one(enum type type, const void *base, ptrdiff_t index) {
     return (type == BFLOAT16 ? from_bfloat16(h) : from_float16(h))[0];
 }
 
+INLINE floats largest(floats a, floats b) { return select(a > b, (words)a, (words)b); }
+
+/* e^x for x ≤ 0, to 2 units in the last place: 2^n · e^r with |r| ≤ ln 2 / 2. Adding 1.5 · 2^23 rounds to a whole n,
+ * which then stands in the lowest bits. */
+INLINE floats exponential(floats x) {
+    x = largest(x, (floats){0} - 87);
+    const floats shifted = x * 0x1.715476p0f + 0x1.8p23f, n = shifted - 0x1.8p23f;
+    const floats r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
+    floats p = r * (1.0f / 720) + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1;
+    p = p * r + 1;
+    return (floats)((words)p + ((words)shifted << 23));
+}
+
 INLINE float sum_of(floats f) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += f[i];
