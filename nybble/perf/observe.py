@@ -59,8 +59,8 @@ class Observer(Protocol):
     def watching(self) -> Any: ...
 
     @abstractmethod
-    def blamed(self) -> list[Blamed]:
-        """What was seen since, with each one's share of the wall time."""
+    def blamed(self, num_steps: int) -> list[Blamed]:
+        """What was seen of so many steps, with each one's share of the wall time."""
         ...
 
 
@@ -77,11 +77,11 @@ class GpuObserver:
 
     Args:
         linears: names of a layer's weight products, in the order they run; given to the int4 kernels in turn where
-            their number fits.
+            there is one for each.
     """
 
-    def __init__(self, linears: Sequence[str]) -> None:
-        self._linears = list(linears)
+    def __init__(self, linears: Sequence[str], num_layers: int) -> None:
+        self._linears, self._num_layers = list(linears), num_layers
         self._events: list[dict[str, Any]] = []
 
     @contextmanager
@@ -94,22 +94,23 @@ class GpuObserver:
             profiler.export_chrome_trace(file.name)
             self._events = json.loads(Path(file.name).read_text("utf-8"))["traceEvents"]
 
-    def blamed(self) -> list[Blamed]:
-        return blame_queued(self.intervals())
-
-    def intervals(self) -> list[Interval]:
-        return kernel_intervals(self._events, self._linears)
+    def blamed(self, num_steps: int) -> list[Blamed]:
+        return blame_queued(kernel_intervals(self._events, self._linears, num_steps * self._num_layers))
 
 
-def kernel_intervals(events: Sequence[dict[str, Any]], linears: Sequence[str]) -> list[Interval]:
-    """The device's work among a Chrome trace's events (times in µs)."""
+def kernel_intervals(events: Sequence[dict[str, Any]], linears: Sequence[str], num_layers: int) -> list[Interval]:
+    """The device's work among a Chrome trace's events (times in µs).
+
+    Args:
+        num_layers: that ran, all steps together.
+    """
     found = sorted(
         (event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")),
         key=lambda event: float(event["ts"]),
     )
     parts = [kernel_part(event["name"]) for event in found]
     quantized = [index for index, (part, _) in enumerate(parts) if part == "int4"]
-    if linears and len(quantized) % len(linears) == 0:
+    if len(quantized) == num_layers * len(linears):  # else a product takes several launches
         for turn, index in enumerate(quantized):
             parts[index] = (linears[turn % len(linears)], "weight GEMMs")
     intervals = []
@@ -142,7 +143,7 @@ class CpuObserver:
                 else:
                     setattr(owner, name, value)
 
-    def blamed(self) -> list[Blamed]:
+    def blamed(self, num_steps: int) -> list[Blamed]:
         return blame_nested(self.intervals())
 
     def intervals(self) -> list[Interval]:

@@ -38,7 +38,7 @@ class Capacity:
 def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times: StepTimes | None) -> dict[str, Any]:
     """One step: totals, kinds and parts."""
     floors = roofline.floors(work)
-    parts = _parts(floors, {} if times is None else _by_name(times.parts))
+    parts = _parts(floors, {} if times is None else _by_name(times.parts, floors))
     floor_seconds = sum(floor.seconds for floor in floors)
     seconds = floor_seconds if times is None else times.seconds
     host = None if times is None else times.host_seconds
@@ -65,11 +65,11 @@ def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times:
     }
 
 
-def _by_name(parts: Sequence[PartTime]) -> dict[str, PartTime]:
-    """A step's one dense product is the output layer's."""
+def _by_name(parts: Sequence[PartTime], floors: Sequence[Floor]) -> dict[str, PartTime]:
+    """Where all other products are known by name, dense kernels are the output layer's."""
     found = {part.part: part for part in parts}
-    dense = found.get("dense")
-    if dense is not None and dense.count <= 1 and "lm_head" not in found:
+    products = {floor.part.name for floor in floors if floor.part.kind == "weight GEMMs"}
+    if "dense" in found and products - set(found) == {"lm_head"}:
         found["lm_head"] = found.pop("dense")
     return found
 

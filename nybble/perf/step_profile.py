@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from typing import cast
 
 import torch
 
@@ -16,6 +17,7 @@ from nybble.core.errors import ConfigError, MeasurementError
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
 from nybble.llm import LLM
+from nybble.models.decoder import CausalLM
 from nybble.perf.intervals import Blamed, Interval
 from nybble.perf.observe import CpuObserver, GpuObserver, Observer
 from nybble.perf.step_cost import Kind, Work
@@ -66,10 +68,9 @@ class StepProfiler:
         self._llm = llm
         self._num_steps, self._repeats = num_steps, repeats
         self._is_cpu = llm.config.device == "cpu"
-        model = llm.runner.model
-        # q, k and v of a family with normed heads, or an odd format, still are four products a layer.
+        model = cast(CausalLM, llm.runner.model)
         self._observer: Observer = (
-            CpuObserver(model, llm.runner) if self._is_cpu else GpuObserver(LAYER_LINEARS)  # type: ignore[arg-type]
+            CpuObserver(model, llm.runner) if self._is_cpu else GpuObserver(LAYER_LINEARS, model.config.num_layers)
         )
 
     def decode(self, batch: int, context_len: int) -> StepTimes:
@@ -121,7 +122,7 @@ class StepProfiler:
     def _times(
         self, name: str, work: Work, context_len: int, walls: list[float], watched: float, num_steps: int
     ) -> StepTimes:
-        blamed = [blame for blame in self._observer.blamed() if blame.interval.kind != "host gaps"]
+        blamed = [blame for blame in self._observer.blamed(num_steps) if blame.interval.kind != "host gaps"]
         # A GPU does not notice the profiler, only the host does. A CPU's timers slow what they time: the watched steps
         # give the shares, the others the time.
         scale = median(walls) / watched if self._is_cpu else 1.0

@@ -2,18 +2,24 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
 from nybble.perf.explain import explain
 from nybble.perf.machines import find_machine
 from nybble.perf.model_shape import ModelShape
+from nybble.perf.profile_document import Capacity, make_document, step_row
 from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
 from nybble.perf.profiling import dry_profile
+from nybble.perf.roofline import Roofline
+from nybble.perf.step_cost import Work
+from nybble.perf.step_profile import PartTime, StepTimes
 
 
 def run(*arguments: str) -> int:
@@ -64,6 +70,45 @@ def test_the_explanation_covers_the_studys_causes(study: dict[str, Any]) -> None
         assert not line.startswith("- ") or re.search(r"\d", line), f"a claim without a figure: {line}"
     assert "memory below a batch of 19" in text
     assert "131,072 bytes" in text
+
+
+def test_measured_parts_meet_their_floors() -> None:
+    """As a GPU's kernels come: fused work has no time of its own, the output layer is the one dense product left."""
+    shape = ModelShape.read(synthetic_config("qwen2.5-32b-awq"))
+    roofline = Roofline(shape, replace(find_machine("H100").sustained(), is_measured=True), torch.float16)
+    parts = [
+        PartTime("qkv", "weight GEMMs", 0.8e-3, 64),
+        PartTime("o", "weight GEMMs", 0.6e-3, 64),
+        PartTime("gate_up", "weight GEMMs", 3.5e-3, 64),
+        PartTime("down", "weight GEMMs", 1.8e-3, 64),
+        PartTime("dense", "weight GEMMs", 0.6e-3, 1),
+        PartTime("attention", "attention", 0.3e-3, 128),
+        PartTime("rms_norm", "norms and activations", 0.2e-3, 129),
+        PartTime("dequantize", "dequantization", 0.1e-3, 4),
+    ]
+    work = Work.decode(1, 1024)
+    times = StepTimes(name="decode", work=work, context_len=1024, wall_seconds=[8.2e-3, 8e-3, 9e-3], parts=parts)
+    row = step_row("decode", work, 1024, roofline, times)
+    measured = {part["part"]: part["measured_ms"] for part in row["parts"]}
+    assert measured["lm_head"] == pytest.approx(0.6)
+    assert "dense" not in measured
+    assert measured["rotary"] is None, "in qkv's kernel"
+    kinds = {kind["kind"]: kind for kind in row["kinds"]}
+    assert row["wall_ms"] == pytest.approx(8.2)
+    assert kinds["host gaps"]["measured_ms"] == pytest.approx(8.2 - 7.9)
+    assert sum(kind["share"] for kind in row["kinds"]) == pytest.approx(1)
+    capacity = Capacity(kv_tokens=100_000, source="a test")
+    document = make_document(
+        settings={"model": "m"}, whole=roofline, roofline=roofline, rows=[row], capacity=capacity, facts={}
+    )
+    text = explain(document)
+    assert f"the step reaches {100 * row['of_floor']:.0f} % of what the machine allows" in text
+    assert "At batch 1 the products take 7.3 ms against a floor of" in text
+    assert "within others" in str(kinds_table(document))
+    assert [row["batch"] for row in document["larger_batches"]] == [2, 4, 8]
+    assert document["larger_batches"][0]["expected_tok_s"] == pytest.approx(
+        roofline.decode_tok_s(2, 1024) * row["of_floor"]
+    )
 
 
 def test_tables_have_a_cell_for_each_column(study: dict[str, Any]) -> None:
