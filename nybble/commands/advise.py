@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,21 +151,17 @@ def _refine(
     num_prompts: int | None,
     repeats: int,
 ) -> tuple[list[Setting], list[Tried]]:
-    from nybble.perf.refine import refine
+    from nybble.perf.refine import MOST_TRIED, refine
+    from nybble.progress import Progress
 
-    def report(tried: Tried) -> None:
-        print(_tried_words(tried, load), file=sys.stderr, flush=True)
+    num_requests = num_prompts or max(3 * (load.concurrency or advice.value("max_num_seqs")), 12)
+    with Progress(MOST_TRIED, flags.is_terminal()) as bar:
 
-    return refine(
-        model,
-        synthetic,
-        {"device": where, "enable_prefix_caching": False},
-        advice,
-        load,
-        num_requests=num_prompts or max(3 * (load.concurrency or advice.value("max_num_seqs")), 12),
-        repeats=repeats,
-        report=report,
-    )
+        def report(tried: Tried) -> None:
+            bar.advance(num_requests * repeats * load.output_len, 1, f"{tried.output_tok_s:,.0f} tok/s")
+
+        engine = {"device": where, "enable_prefix_caching": False}
+        return refine(model, synthetic, engine, advice, load, num_requests=num_requests, repeats=repeats, report=report)
 
 
 def _tried_words(tried: Tried, load: Load) -> str:

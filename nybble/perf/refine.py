@@ -14,6 +14,8 @@ from nybble.perf.workload_model import Load
 
 WORTH = 1.03
 """A neighbour must be so many times as good to take a recommendation's place: less may be chance."""
+MOST_TRIED = 5
+"""The recommendation, and two neighbours in each of two settings."""
 ENGINE_SETTINGS = (
     "max_num_seqs",
     "max_num_batched_tokens",

@@ -193,7 +193,7 @@ def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (each["settings"]["max_num_seqs"], each["settings"]["max_num_batched_tokens"]) for each in document["tried"]
     ]
     assert len(tried) == len(set(tried)) >= 3
-    assert captured.err.count("tried max_num_seqs") == len(tried)
+    assert captured.out.count("tried max_num_seqs") == len(tried)
     settings = {setting["name"]: setting["value"] for setting in document["settings"]}
     assert (settings["max_num_seqs"], settings["max_num_batched_tokens"]) in tried
 
