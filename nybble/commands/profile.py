@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import make_console, show_formulas, show_rows_of
+from nybble.commands.bench_tables import make_console, show_formulas, show_rows_of, warn
 from nybble.commands.options import with_flags
 from nybble.core.errors import ConfigError
 
@@ -153,6 +153,8 @@ def profile(
             show_bar=flags.is_terminal(),
         )
     _show(document, console, explain)
+    if any((row["of_floor"] or 0) > 1.05 for row in document["steps"]):
+        warn("a step was faster than its floor: the machine was busy while its ceilings were measured; run it again")
     if out is not None:
         _write(document, out)
     summary = ("step", "batch", "context_len", "wall_ms", "floor_ms", "of_floor", "tok_s", "limit_tok_s", "bound")

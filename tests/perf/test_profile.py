@@ -68,7 +68,7 @@ def test_the_explanation_covers_the_studys_causes(study: dict[str, Any]) -> None
     ]
     for line in text.splitlines():
         assert not line.startswith("- ") or re.search(r"\d", line), f"a claim without a figure: {line}"
-    assert "memory below a batch of 19" in text
+    assert "memory below a batch of 19:" in text
     assert "131,072 bytes" in text
 
 
