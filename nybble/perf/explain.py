@@ -76,8 +76,8 @@ def _bounds(document: Document) -> Iterator[str]:
         yield "The weights' products stay bound by memory past a batch of 65,536."
     else:
         yield (
-            f"By its weights this model is bound by memory below a batch of {crossover}: up to there sequences share one "
-            "reading of the weights; from there on, bound by arithmetic, each adds its own time."
+            f"By its weights this model is bound by memory below a batch of {crossover}: up to there sequences share "
+            "one reading of the weights; from there on, bound by arithmetic, each adds its own time."
         )
     for row in document["steps"]:
         rate = row["bytes"] / ((row["wall_ms"] or row["floor_ms"]) * 1e-3)
