@@ -162,7 +162,10 @@ class ModelRunner:
             own, sampled = token_ids[last], self._last_ids[device["slots"]]
             token_ids.index_copy_(0, last, torch.where(own < 0, sampled, own))
         max_query_len = int(np.diff(host.query_start).max())
-        hidden = self.model(token_ids, self._context(device, max_query_len, int(host.seq_lens.max())))
+        # A GPU divides a decode step's keys, and so rounds, by the longest there may be: here as in a graph.
+        is_like_a_graph = host.is_decode and self._cuda_stream is not None
+        max_seq_len = self._config.max_model_len if is_like_a_graph else int(host.seq_lens.max())
+        hidden = self.model(token_ids, self._context(device, max_query_len, max_seq_len))
         self._gather_prompt_logprobs(batch, host, hidden, step)
         if plans:
             logits = self.model.logits(hidden[device["sample_tokens"]])
