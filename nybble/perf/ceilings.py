@@ -1,0 +1,127 @@
+"""`Ceilings`: how fast this machine reads memory and multiplies, measured: what shares of a roofline are shares of.
+
+    read_bytes_per_second = bytes of a buffer far larger than the caches / median time of reading it once
+    flops_per_second = 2·n³ / median time of an n × n by n × n product
+
+Reading alone, as decoding reads weights: a copy is slower. Measure them in the run whose figures they are to judge, for
+clocks, power limits and neighbours change. The memory that it takes is free again afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from nybble.kernels import triton
+
+GPU_READ_BYTES = 4 << 30
+CPU_READ_BYTES = 512 << 20
+PROGRAMS_PER_PROCESSOR = (4, 8)  # 528 and 1056 on an H200; the better one counts
+GPU_MATMUL_SIZE = 8192
+CPU_MATMUL_SIZE = 1536
+REPEATS = 10
+PATTERN = 1 << 20  # random elements that a buffer repeats: what is read does not matter, as long as it is no constant
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    read_bytes_per_second: float
+    flops_per_second: float
+    dtype: str  # that was multiplied
+    how: str
+
+    def seconds(self, num_bytes: int, num_flops: int) -> float:
+        """The roofline: the least time in which so much can be read and computed."""
+        return max(num_bytes / self.read_bytes_per_second, num_flops / self.flops_per_second)
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Takes about a second, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
+
+    Args:
+        dtype: of the matrices on a GPU. A CPU multiplies fp32: that is what nybble's CPU kernels compute in.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            ceilings = _measure_gpu(device, dtype)
+            torch.cuda.empty_cache()
+        return ceilings
+    return _measure_cpu()
+
+
+def _measure_gpu(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    source = _buffer(min(GPU_READ_BYTES, free_bytes // 8), device)
+    seconds, who = min(_read_times(source, device))
+    read = source.nbytes / seconds
+    text = f"{source.nbytes / 1e9:.2f} GB read once by {who}"
+    del source
+    n = GPU_MATMUL_SIZE
+    flops = 2 * n**3 / median_seconds(_product(n, dtype, device), device)
+    name = str(dtype).removeprefix("torch.")
+    return Ceilings(read, flops, name, f"{text}; {n}³ product in {name}; medians of {REPEATS}")
+
+
+def _read_times(source: torch.Tensor, device: torch.device) -> list[tuple[float, str]]:
+    """Seconds of one sweep, and what swept: the kernel that only reads, or torch's sum where Triton cannot compile."""
+    if triton.missing_tools() is not None:
+        return [(median_seconds(lambda: source.sum(), device), "torch's sum")]
+    from nybble.perf.read_kernel import read
+
+    times = []
+    for each in PROGRAMS_PER_PROCESSOR:
+        num_programs = each * torch.cuda.get_device_properties(device).multi_processor_count
+        sums = torch.empty(num_programs, dtype=torch.int32, device=device)
+        times.append((median_seconds(lambda sums=sums: read(source, sums), device), f"{num_programs} programs"))
+    return times
+
+
+def _measure_cpu() -> Ceilings:
+    device = torch.device("cpu")
+    source = _buffer(CPU_READ_BYTES, device).view(torch.float32)  # sums of floats use the widest loads
+    read = source.nbytes / median_seconds(lambda: source.sum(), device)
+    n = CPU_MATMUL_SIZE
+    flops = 2 * n**3 / median_seconds(_product(n, torch.float32, device), device)
+    how = (
+        f"{source.nbytes / 1e9:.2f} GB summed by {torch.get_num_threads()} threads; {n}³ product in float32; "
+        f"medians of {REPEATS}"
+    )
+    return Ceilings(read, flops, "float32", how)
+
+
+def _buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """int32 in a whole number of PATTERNs; read as floats they are finite and positive."""
+    pattern = torch.randint(1 << 23, 1 << 30, (PATTERN,), dtype=torch.int32, device=device)
+    return pattern.repeat(max(1, num_bytes // pattern.nbytes))
+
+
+def _product(n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def median_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of REPEATS calls after two that do not count; on a GPU between events, so for calls of at least 100 µs."""
+    for _ in range(2):
+        call()
+    if device.type != "cuda":
+        return statistics.median(_timed(call) for _ in range(REPEATS))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    torch.cuda.synchronize(device)
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks)) / 1e3
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -1,0 +1,70 @@
+"""Ceilings: plausible, and the rooflines drawn from them."""
+
+import time
+
+import pytest
+import torch
+
+from nybble.perf import ceilings
+from nybble.perf.ceilings import Ceilings, measure_ceilings
+
+
+def test_the_slower_of_reading_and_computing_is_the_roofline() -> None:
+    machine = Ceilings(read_bytes_per_second=2e9, flops_per_second=1e12, dtype="float16", how="")
+    assert machine.seconds(4_000_000_000, 10) == 2.0
+    assert machine.seconds(8, 3_000_000_000_000) == 3.0
+
+
+def test_more_bytes_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is the whole buffer: were it not, the rate would grow with it."""
+    monkeypatch.setattr(ceilings, "CPU_MATMUL_SIZE", 128)
+    monkeypatch.setattr(ceilings, "CPU_READ_BYTES", 16 << 20)
+    found = measure_ceilings(torch.device("cpu"), torch.bfloat16)
+    assert 1e8 < found.read_bytes_per_second < 1e12
+    assert 1e8 < found.flops_per_second < 1e14
+    assert found.dtype == "float32"
+    assert "0.02 GB summed" in found.how
+    assert "128³" in found.how
+
+
+def test_buffers_hold_no_constant_and_no_nan() -> None:
+    buffer = ceilings._buffer(9 << 20, torch.device("cpu"))
+    assert buffer.nbytes == 8 << 20
+    assert len(buffer[:1000].unique()) > 900
+    assert buffer.view(torch.float32).isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_cpu_is_measured_in_seconds() -> None:
+    begin = time.perf_counter()
+    measure_ceilings(torch.device("cpu"), torch.float32)
+    assert time.perf_counter() - begin < 10  # 3 on an idle machine
+
+
+@pytest.mark.gpu
+def test_a_gpu_reaches_its_ceilings() -> None:
+    device = torch.device("cuda")
+    measure_ceilings(device, torch.float16)  # compiles
+    begin = time.perf_counter()
+    found = measure_ceilings(device, torch.float16)
+    assert time.perf_counter() - begin < 2
+    copy_bytes_per_second = _copy_bytes_per_second(device)
+    assert found.read_bytes_per_second > copy_bytes_per_second, found
+    assert found.flops_per_second > 1e13
+    assert torch.cuda.memory_allocated(device) < 1 << 30
+
+
+@pytest.mark.gpu
+def test_the_read_kernel_reads_all_of_it() -> None:
+    from nybble.perf.read_kernel import BLOCK, read
+
+    source = torch.randint(-1000, 1000, (37 * BLOCK,), dtype=torch.int32, device="cuda")
+    sums = torch.empty(5, dtype=torch.int32, device="cuda")
+    read(source, sums)
+    assert sums.sum().item() == source.sum().item()
+
+
+def _copy_bytes_per_second(device: torch.device) -> float:
+    source = torch.randn(1 << 28, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / ceilings.median_seconds(lambda: target.copy_(source), device)
