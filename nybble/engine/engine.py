@@ -100,6 +100,11 @@ class Engine:
         return bool(self._requests or self._in_flight)
 
     @property
+    def runner(self) -> Runner:
+        """Who executes the batches: for measuring, between two steps."""
+        return self._runner
+
+    @property
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         return EngineStats(

@@ -5,14 +5,15 @@ import time
 import pytest
 import torch
 
+from nybble.kernels.op import Cost
 from nybble.perf import ceilings
 from nybble.perf.ceilings import Ceilings, measure_ceilings
 
 
 def test_the_slower_of_reading_and_computing_is_the_roofline() -> None:
     machine = Ceilings(read_bytes_per_second=2e9, flops_per_second=1e12, dtype="float16", how="")
-    assert machine.seconds(4_000_000_000, 10) == 2.0
-    assert machine.seconds(8, 3_000_000_000_000) == 3.0
+    assert machine.seconds(Cost(4_000_000_000, 10)) == 2.0
+    assert machine.seconds(Cost(8, 3_000_000_000_000)) == 3.0
 
 
 def test_more_bytes_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
