@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import last_line, make_console, show_formulas
+from nybble.commands.bench_tables import last_line, make_console, show_ceilings, show_formulas
 from nybble.commands.options import with_flags
 from nybble.core.config import EngineConfig
 from nybble.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nybble.perf.ceilings import Ceilings
+    from nybble.bench.results import ResultsFile
     from nybble.perf.decode_ops import StepShape
+    from nybble.perf.kernel_bench import KernelBench, Point
 
 DEFAULT_SHAPE = "qwen2.5-32b-awq"
 ENGINE_FLAGS = ("revision", "download_dir", "device", "dtype", "max_model_len", "block_size", "kernels")
@@ -43,6 +44,21 @@ FIELDS = (
     "bound",
     "error",
     "calls_per_step",
+)
+
+COLUMNS = (
+    "batch",
+    "part",
+    "kernel",
+    "µs",
+    "least–most",
+    "TB/s",
+    "TFLOP/s",
+    "roofline µs",
+    "share",
+    "bound",
+    "error",
+    "a step",
 )
 
 
@@ -80,7 +96,6 @@ def kernels(
     from nybble.perf.ceilings import measure_ceilings
     from nybble.perf.decode_ops import step_shape
     from nybble.perf.located import located
-    from nybble.progress import Progress
 
     if model is None and synthetic is None:
         synthetic = DEFAULT_SHAPE
@@ -106,28 +121,36 @@ def kernels(
     console = make_console()
     bench = KernelBench(shape, ceilings, context_len)
     points = list(bench.points(batches, names, all_impls))
-    with Progress(len(points), flags.is_terminal()) as bar:
-        for point in points:
-            bar.advance(0, 0, point.label)
-            found = bench.time(point, repeats)
-            error = None if no_check else bench.error(point)
-            place = {"name": point.op.name, "op": point.op.op, "impl": point.impl.name, "is_chosen": point.is_chosen}
-            for repeat in found:
-                results.add(point.label, asdict(point.op), {**place, "batch": point.batch, **repeat, "error": error})
-            bar.advance(0, 1, point.label)
+    _measure(bench, points, repeats, not no_check, results)
     rows = results.rows()
     results.facts["steps"] = steps = _steps(rows, batches) if names is None else []
     results.is_complete = True
     results.write()
     if csv is not None:
         results.write_csv(csv)
-    _show(rows, steps, ceilings, bench.tolerance, console)
+    _show(rows, bench.tolerance, console)
+    show_ceilings(ceilings, console)
+    _show_steps(steps, console)
     show_formulas(FORMULAS, console)
     summary = {"ceilings": asdict(ceilings), "steps": steps, "output": None if output is None else str(output)}
     last_line(results.document(), FIELDS, **summary)
     wrong = [row["label"] for row in rows if row["error"] is not None and not row["error"] <= bench.tolerance]
     if wrong:
         flags.fail(f"{', '.join(wrong)}: further from the reference than rounding explains ({bench.tolerance:g})")
+
+
+def _measure(bench: KernelBench, points: Sequence[Point], repeats: int, check: bool, results: ResultsFile) -> None:
+    from nybble.progress import Progress
+
+    with Progress(len(points), flags.is_terminal()) as bar:
+        for point in points:
+            bar.advance(0, 0, point.label)
+            found = bench.time(point, repeats)
+            error = bench.error(point) if check else None
+            place = {"name": point.op.name, "op": point.op.op, "impl": point.impl.name, "is_chosen": point.is_chosen}
+            for repeat in found:
+                results.add(point.label, asdict(point.op), {**place, "batch": point.batch, **repeat, "error": error})
+            bar.advance(0, 1, point.label)
 
 
 def _names(ops: str | None, shape: StepShape) -> list[str] | None:
@@ -152,38 +175,14 @@ def _steps(rows: Sequence[Mapping[str, Any]], batches: Sequence[int]) -> list[di
     return steps
 
 
-def _show(
-    rows: Sequence[Mapping[str, Any]],
-    steps: Sequence[Mapping[str, Any]],
-    ceilings: Ceilings,
-    tolerance: float,
-    console: Any,
-) -> None:
+def _show(rows: Sequence[Mapping[str, Any]], tolerance: float, console: Any) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for number, title in enumerate(
-        (
-            "batch",
-            "part",
-            "kernel",
-            "µs",
-            "least–most",
-            "TB/s",
-            "TFLOP/s",
-            "roofline µs",
-            "share",
-            "bound",
-            "error",
-            "a step",
-        )
-    ):
-        table.add_column(title, justify="left" if number in (1, 2, 9) else "right", no_wrap=True)
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title in ("part", "kernel", "bound") else "right", no_wrap=True)
     for row in rows:
         least, most = row["spread"]["us"]
-        error = "–" if row["error"] is None else f"{row['error']:.1e}"
-        if row["error"] is not None and not row["error"] <= tolerance:
-            error = f"[red]{error} WRONG[/]"
         table.add_row(
             str(row["batch"]),
             row["name"],
@@ -195,15 +194,13 @@ def _show(
             f"{row['roofline_us']:,.2f}",
             f"{row['share']:.0%}",
             row["bound"],
-            error,
+            "–" if row["error"] is None else f"{row['error']:.1e}" + ("" if row["error"] <= tolerance else " WRONG"),
             f"× {row['calls_per_step']}",
         )
     console.print(table)
-    console.print(
-        f"ceilings: reading {ceilings.read_bytes_per_second / 1e12:.3f} TB/s, {ceilings.dtype} "
-        f"{ceilings.flops_per_second / 1e12:,.2f} TFLOP/s ({ceilings.how})",
-        soft_wrap=True,
-    )
+
+
+def _show_steps(steps: Sequence[Mapping[str, Any]], console: Any) -> None:
     for step in steps:
         console.print(
             f"a step of {step['batch']}, its operations added up: {step['ms']:,.2f} ms; roofline "

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import engine_facts, last_line, make_console, show_formulas
+from nybble.commands.bench_tables import engine_facts, last_line, make_console, show_ceilings, show_formulas
 from nybble.commands.options import with_flags
 from nybble.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nybble.perf.ceilings import Ceilings
 
 FORMULAS = {
     "device ms": "the step's CUDA graph replayed between events, median; on a CPU the model and the greedy choice",
@@ -105,13 +102,14 @@ def step(
     results.write()
     if csv is not None:
         results.write_csv(csv)
-    _show(results.rows(), ceilings, console)
+    _show(results.rows(), console)
+    show_ceilings(ceilings, console)
     show_formulas(FORMULAS, console)
     summary = {"ceilings": asdict(ceilings), "output": None if output is None else str(output)}
     last_line(results.document(), FIELDS, **summary)
 
 
-def _show(rows: Sequence[Mapping[str, Any]], ceilings: Ceilings, console: Any) -> None:
+def _show(rows: Sequence[Mapping[str, Any]], console: Any) -> None:
     from rich.table import Table
 
     titles = ("batch", "device ms", "wall ms", "least–most", "host loss", "tok/s", "GB", "TB/s", "of reading")
@@ -133,8 +131,3 @@ def _show(rows: Sequence[Mapping[str, Any]], ceilings: Ceilings, console: Any) -
             f"{row['roofline_share']:.0%}",
         )
     console.print(table)
-    console.print(
-        f"ceilings: reading {ceilings.read_bytes_per_second / 1e12:.3f} TB/s, {ceilings.dtype} "
-        f"{ceilings.flops_per_second / 1e12:,.2f} TFLOP/s ({ceilings.how})",
-        soft_wrap=True,
-    )

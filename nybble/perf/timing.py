@@ -9,6 +9,7 @@ Each call brings its own weights. `num_copies` says how many it takes so that a 
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import statistics
@@ -24,7 +25,8 @@ from nybble.core.errors import MeasurementError
 SWEEP_CACHES = 4  # a sweep reads as much as so many last-level caches hold
 MOST_COPIES = 64
 MOST_BYTES = 2 << 30
-CALLS_A_GRAPH = 32  # at least, in the smaller graph: a few µs each are told from the clock's half
+CALLS_A_GRAPH = 64  # at least, in the smaller graph: two µs each stand out from the half one that events resolve
+HEAD_START_CYCLES = 2_000_000  # about a ms
 CPU_REPEAT_SECONDS = 0.05
 UNKNOWN_CACHE_BYTES = 32 << 20
 
@@ -87,7 +89,7 @@ def _sweep(calls: Sequence[Callable[[], object]], times: int) -> float:
 
 
 def _time_gpu(calls: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> Timing:
-    stream = torch.cuda.Stream(device)
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     sweeps = math.ceil(CALLS_A_GRAPH / len(calls))
     with torch.cuda.stream(stream):
@@ -97,14 +99,34 @@ def _time_gpu(calls: Sequence[Callable[[], object]], device: torch.device, repea
         graphs = [_capture(calls, times) for times in (sweeps, 2 * sweeps)]
         marks = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(repeats + 1)]
         for before, between, after in marks:
+            torch.cuda._sleep(HEAD_START_CYCLES)  # both replays are enqueued when the first one begins
             before.record()
             graphs[0].replay()
             between.record()
             graphs[1].replay()
             after.record()
         stream.synchronize()
-    differences = [b.elapsed_time(c) - a.elapsed_time(b) for a, b, c in marks[1:]]  # the first one warms up
-    return Timing(tuple(max(ms, 0.0) / 1e3 / (sweeps * len(calls)) for ms in differences))
+    pairs = [(a.elapsed_time(b), b.elapsed_time(c)) for a, b, c in marks[1:]]  # the first one warms up
+    return Timing(tuple(marginal_seconds(*pair, num_calls=sweeps * len(calls)) for pair in pairs))
+
+
+def marginal_seconds(short_ms: float, long_ms: float, *, num_calls: int) -> float:
+    """Of one call, from a replay and one of `num_calls` more.
+
+    Raises:
+        MeasurementError: the longer one was no longer: something else disturbed them.
+    """
+    if long_ms <= short_ms:
+        raise MeasurementError(
+            f"{num_calls} calls more took {long_ms - short_ms:.4f} ms more; is another program using this GPU?"
+        )
+    return (long_ms - short_ms) / 1e3 / num_calls
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: kernels keep scratch memory for each stream that they meet."""
+    return torch.cuda.Stream(device)
 
 
 def _capture(calls: Sequence[Callable[[], object]], times: int) -> torch.cuda.CUDAGraph:
