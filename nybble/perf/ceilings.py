@@ -3,7 +3,7 @@
     read_bytes_per_second = bytes of a buffer far larger than the caches / time of reading it once
     flops_per_second = 2·n³ / time of an n × n by n × n product
 
-The median of ten times on a GPU, which is nybble's alone; the least on a CPU, whose other programs only ever slow it.
+The median of ten times on a GPU, which is nybble's alone; the least of many on a CPU, which others only ever slow.
 
 Reading alone, as decoding reads weights: a copy is slower. Measure them in the run whose figures they are to judge, for
 clocks, power limits and neighbours change. The memory that it takes is free again afterwards.
@@ -27,7 +27,8 @@ CPU_READ_BYTES = 512 << 20
 PROGRAMS_PER_PROCESSOR = (4, 8)  # 528 and 1056 on an H200; the better one counts
 GPU_MATMUL_SIZE = 8192
 CPU_MATMUL_SIZE = 1536
-REPEATS = 10
+REPEATS = 10  # on a GPU
+CPU_SECONDS = 1.0  # for each of the two: long enough to meet a moment when neighbours are quiet
 PATTERN = 1 << 20  # random elements that a buffer repeats: what is read does not matter, as long as it is no constant
 
 
@@ -44,7 +45,7 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Takes about a second, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
+    """Takes one second, on a CPU two, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
 
     Args:
         dtype: of the matrices on a GPU. A CPU multiplies fp32: that is what nybble's CPU kernels compute in.
@@ -92,7 +93,7 @@ def _measure_cpu() -> Ceilings:
     flops = 2 * n**3 / _least_seconds(_product(n, torch.float32, device))
     how = (
         f"{source.nbytes / 1e9:.2f} GB summed by {torch.get_num_threads()} threads; {n}³ product in float32; "
-        f"best of {REPEATS}"
+        f"best of {CPU_SECONDS:g} s each"
     )
     return Ceilings(read, flops, "float32", how)
 
@@ -123,9 +124,9 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _least_seconds(call: Callable[[], object]) -> float:
-    """Of REPEATS calls on a CPU."""
-    times = []
-    for _ in range(REPEATS):
+    """Of calls for CPU_SECONDS, three at least."""
+    times: list[float] = []
+    while sum(times) < CPU_SECONDS or len(times) < 3:
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)

@@ -161,8 +161,10 @@ def test_the_command_writes_a_table_and_json(capsys: pytest.CaptureFixture[str],
 
 def test_chosen_operations_and_no_check(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--device", "cpu", "--batch-sizes", "1", "--context-len", "9", "--repeats", "1", "--no-check"]
-    code, lines, _ = bench(capsys, "tiny", *flags, "--ops", "down,silu_mul", "--all-impls", "--dtype", "bfloat16")
+    code, lines, said = bench(capsys, "tiny", *flags, "--ops", "down,silu_mul", "--all-impls", "--dtype", "bfloat16")
     assert code == 0
+    assert "down × 1: int4_linear" in said  # at 1 GB/s the roofline is far above what any machine takes
+    assert "above the ceilings" in said
     rows = json.loads(lines[-1])["results"]
     assert {row["name"] for row in rows} == {"down", "silu_mul"}
     assert sum(row["is_chosen"] for row in rows) == 2
