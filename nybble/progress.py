@@ -40,7 +40,7 @@ class Progress:
             return
         self._num_tokens += num_tokens
         elapsed = self._bar.tasks[0].elapsed or 0.0
-        rate = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+        rate = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed and self._num_tokens else ""
         self._bar.update(self._task, advance=num_done, rate=rate, description=what)
 
     def __enter__(self) -> Self:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from nybble.llm import LLM
+    from nybble.perf.ceilings import Ceilings
 
 LATENCIES = (("ttft", 1), ("tpot", 2), ("itl", 2), ("e2el", 0))
 """… and digits after the point, in ms."""
@@ -90,6 +91,14 @@ def show_server_facts(rows: Sequence[Mapping[str, Any]], console: Console) -> No
         ]
         if texts:
             console.print(f"{row['label']}: server: {', '.join(texts)}", soft_wrap=True)
+
+
+def show_ceilings(ceilings: Ceilings, console: Console) -> None:
+    console.print(
+        f"ceilings: reading {ceilings.read_bytes_per_second / 1e12:.3f} TB/s, {ceilings.dtype} "
+        f"{ceilings.flops_per_second / 1e12:,.2f} TFLOP/s ({ceilings.how})",
+        soft_wrap=True,
+    )
 
 
 def show_formulas(formulas: Mapping[str, str], console: Console) -> None:

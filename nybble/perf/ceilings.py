@@ -1,7 +1,9 @@
 """`Ceilings`: how fast this machine reads memory and multiplies, measured: what shares of a roofline are shares of.
 
-    read_bytes_per_second = bytes of a buffer far larger than the caches / median time of reading it once
-    flops_per_second = 2·n³ / median time of an n × n by n × n product
+    read_bytes_per_second = bytes of a buffer far larger than the caches / time of reading it once
+    flops_per_second = 2·n³ / time of an n × n by n × n product
+
+The median of ten times on a GPU, which is nybble's alone; the least of many on a CPU, which others only ever slow.
 
 Reading alone, as decoding reads weights: a copy is slower. Measure them in the run whose figures they are to judge, for
 clocks, power limits and neighbours change. The memory that it takes is free again afterwards.
@@ -19,13 +21,15 @@ from functools import partial
 import torch
 
 from nybble.kernels import triton
+from nybble.kernels.op import Cost
 
 GPU_READ_BYTES = 4 << 30
 CPU_READ_BYTES = 512 << 20
 PROGRAMS_PER_PROCESSOR = (4, 8)  # 528 and 1056 on an H200; the better one counts
 GPU_MATMUL_SIZE = 8192
 CPU_MATMUL_SIZE = 1536
-REPEATS = 10
+REPEATS = 10  # on a GPU
+CPU_SECONDS = 1.0  # for each of the two: long enough to meet a moment when neighbours are quiet
 PATTERN = 1 << 20  # random elements that a buffer repeats: what is read does not matter, as long as it is no constant
 
 
@@ -36,13 +40,13 @@ class Ceilings:
     dtype: str  # that was multiplied
     how: str
 
-    def seconds(self, num_bytes: int, num_flops: int) -> float:
+    def seconds(self, cost: Cost) -> float:
         """The roofline: the least time in which so much can be read and computed."""
-        return max(num_bytes / self.read_bytes_per_second, num_flops / self.flops_per_second)
+        return max(cost.bytes / self.read_bytes_per_second, cost.flops / self.flops_per_second)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Takes about a second, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
+    """Takes one second, on a CPU two, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
 
     Args:
         dtype: of the matrices on a GPU. A CPU multiplies fp32: that is what nybble's CPU kernels compute in.
@@ -85,12 +89,12 @@ def _read_times(source: torch.Tensor, device: torch.device) -> list[tuple[float,
 def _measure_cpu() -> Ceilings:
     device = torch.device("cpu")
     source = _buffer(CPU_READ_BYTES, device).view(torch.float32)  # sums of floats use the widest loads
-    read = source.nbytes / median_seconds(lambda: source.sum(), device)
+    read = source.nbytes / _least_seconds(lambda: source.sum())
     n = CPU_MATMUL_SIZE
-    flops = 2 * n**3 / median_seconds(_product(n, torch.float32, device), device)
+    flops = 2 * n**3 / _least_seconds(_product(n, torch.float32, device))
     how = (
         f"{source.nbytes / 1e9:.2f} GB summed by {torch.get_num_threads()} threads; {n}³ product in float32; "
-        f"medians of {REPEATS}"
+        f"best of {CPU_SECONDS:g} s each"
     )
     return Ceilings(read, flops, "float32", how)
 
@@ -108,11 +112,9 @@ def _product(n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], o
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of REPEATS calls after two that do not count; on a GPU between events, so for calls of at least 100 µs."""
+    """Of REPEATS calls on a GPU after two that do not count; between events, so for calls of at least 100 µs."""
     for _ in range(2):
         call()
-    if device.type != "cuda":
-        return statistics.median(_timed(call) for _ in range(REPEATS))
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]  # type: ignore[no-untyped-call]
     marks[0].record()
     for mark in marks[1:]:
@@ -122,7 +124,11 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
     return float(statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))) / 1e3
 
 
-def _timed(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+def _least_seconds(call: Callable[[], object]) -> float:
+    """Of calls for CPU_SECONDS, three at least."""
+    times: list[float] = []
+    while sum(times) < CPU_SECONDS or len(times) < 3:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)

@@ -14,6 +14,7 @@ from nybble.core import machine as host
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
 from nybble.perf.ceilings import Ceilings, measure_ceilings
+from nybble.perf.decoding import steps_ahead
 from nybble.perf.intervals import Interval, write_trace
 from nybble.perf.machines import Machine, find_machine
 from nybble.perf.memory_model import plan_memory
@@ -21,7 +22,7 @@ from nybble.perf.model_shape import ModelShape, read_checkpoint
 from nybble.perf.profile_document import Capacity, make_document, step_row
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
-from nybble.perf.step_profile import WARM_STEPS, StepProfiler, StepTimes, steps_ahead
+from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
 from nybble.progress import Progress
 
 PLANNED_UTILIZATION = 0.9
@@ -87,7 +88,7 @@ def measured_profile(
     """
     machine, device = this_machine(engine.get("device") or "auto", measured=True)
     budget = max(engine.get("max_num_batched_tokens") or STEP_TOKENS[device], max(batches))
-    num_steps_in_all = WARM_STEPS + num_steps * (repeats + 1) + steps_ahead(max(batches), context_len, budget)
+    num_steps_in_all = steps_needed(num_steps, repeats) + steps_ahead(max(batches), context_len, budget)
     longest = max(context_len + num_steps_in_all, prefill_len or 0) + 1
     options = {
         "max_num_seqs": max(batches),

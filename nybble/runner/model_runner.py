@@ -10,6 +10,9 @@ a CPU the same code has done its work when `submit` returns.
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,15 +188,42 @@ class ModelRunner:
 
     def _decode_step(self, num_rows: int) -> None:
         """What a graph holds: a decode step of fixed size, from staged inputs to greedy ids, in memory that stays."""
+        slots, logits, ids = self._decode_staged(num_rows)
+        self._graph_logits[:num_rows].copy_(logits)
+        self._graph_ids[:num_rows].copy_(ids)
+        self._last_ids.index_copy_(0, slots, ids.clamp(min=0))
+
+    def _decode_staged(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Slots, logits and greedy ids of the decode step of so many rows whose inputs are staged."""
         device = self._staging.views(step_arrays(idle_step(num_rows, self._idle_slot)))
         slots = device["slots"]
         token_ids = torch.where(device["token_ids"] < 0, self._last_ids[slots], device["token_ids"])
         hidden = self.model(token_ids, self._context(device, 1, self._config.max_model_len))
         logits = self.model.logits(hidden)
-        ids = sampler.sample_greedy(logits)
-        self._graph_logits[:num_rows].copy_(logits)
-        self._graph_ids[:num_rows].copy_(ids)
-        self._last_ids.index_copy_(0, slots, ids.clamp(min=0))
+        return slots, logits, sampler.sample_greedy(logits)
+
+    def time_decode_step(self, num_rows: int, repeats: int) -> list[float]:
+        """Seconds that the device takes for the decode step submitted last, each of so many times.
+
+        For measuring. It must have been of `num_rows` rows, and what these sequences generate afterwards is no longer
+        theirs: the step runs again from their last inputs and writes to the same places of the cache. On a GPU it is
+        the graph's replay between events, elsewhere the model and the greedy choice by the clock.
+        """
+        size = self._graphs.size_for(num_rows) if self._graphs is not None else None
+        with self._stream(), torch.inference_mode():
+            if self._cuda_stream is None:
+                return [_seconds_of(lambda: self._decode_staged(num_rows)) for _ in range(repeats)]
+            graphs = self._graphs
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 2)]
+            for mark in marks:
+                # The first one warms up; the stream never runs empty between two of them.
+                if size is None or graphs is None:
+                    self._decode_staged(num_rows)
+                else:
+                    graphs.replay(size)
+                mark.record()
+            self._cuda_stream.synchronize()
+        return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks[1:])]
 
     def _context(self, device: dict[str, torch.Tensor], max_query_len: int, max_seq_len: int) -> ForwardContext:
         num_blocks = -(-max_seq_len // self.block_size)
@@ -253,3 +283,9 @@ class ModelRunner:
                 parts.append(gather_logprobs(logits, targets[part], count))
             if parts:
                 step.prompt_logprobs.append((index, count, logprobs_to_host(concatenate(parts))))
+
+
+def _seconds_of(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -177,7 +177,7 @@ def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.C
 def test_what_does_not_fit_in_kv_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--batch-sizes", "8", "--context-len", "200", "--kv-cache-memory-bytes", "2000000", "--device", "cpu")
     assert run("tiny", *arguments) == 2
-    assert "do not fit in the KV cache" in capsys.readouterr().err
+    assert "does not fit in the KV cache" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
