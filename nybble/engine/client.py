@@ -124,6 +124,11 @@ class EngineClient:
         """End a request from outside: its reader gets what there is, with `finish_reason == "abort"`."""
         self._send(messages.Abort(request_id))
 
+    def finish(self, request_id: str) -> None:
+        """End a request whose reader has all that it wanted: it counts as stopped, and nothing more comes of it."""
+        if self._streams.pop(request_id, None) is not None:
+            self._send(messages.Abort(request_id, "stop"))
+
     def reset_prefix_cache(self) -> None:
         """No request that comes later finds a prefix of before."""
         self._send(messages.ResetPrefixCache())
