@@ -122,7 +122,7 @@ def test_refusals_and_left_streams_harm_no_other() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGUSR1])
 def test_a_killed_process_fails_its_requests_and_is_replaced(signal_number: int) -> None:
     async def main() -> None:
         async with started() as client:
