@@ -1,5 +1,6 @@
 """`Matcher`: masks, ends and reasoning, over the embedded model's vocabulary."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,7 @@ from support.server import tiny_tokenizer
 
 from nybble.core.structured import Reasoning, StructuredOutputs
 from nybble.grammar.compiler import GrammarCompiler
-from nybble.grammar.matcher import Grammar, Matcher
+from nybble.grammar.matcher import GRACE_SECONDS, SECONDS_PER_TOKEN, Grammar, Matcher
 
 TOKENIZER = tiny_tokenizer()
 
@@ -113,3 +114,20 @@ def test_a_form_that_takes_too_long_to_follow_is_left(compiler: GrammarCompiler)
     matcher = open_matcher(compiler, form(grammar='root ::= root root | "a" | ""'))
     with pytest.raises(ValueError, match="takes too long"):
         write(matcher, "a" * 2000)
+
+
+@pytest.mark.slow
+def test_many_that_follow_a_slow_form_share_what_one_may_take(compiler: GrammarCompiler) -> None:
+    grammar = compiler.compile(form(grammar='root ::= root root | "a" | "" | "b"')).result(timeout=60)
+    begin = time.thread_time()
+    matchers = [grammar.open() for _ in range(20)]
+    num_tokens = len(matchers)
+    while matchers:
+        for matcher in matchers[:]:
+            num_tokens += 1
+            try:
+                write(matcher, "a")
+            except ValueError:
+                matchers.remove(matcher)
+    # The last of them may overdraw, each time that enough was earned again.
+    assert time.thread_time() - begin < GRACE_SECONDS + num_tokens * SECONDS_PER_TOKEN + 1
