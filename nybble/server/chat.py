@@ -59,6 +59,7 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
         if error.parameter == "max_tokens" and body.max_completion_tokens is not None:
             raise RequestError(str(error), parameter="max_completion_tokens") from None
         raise
+    context.check_priority(body.priority)
     wishes = tool_wishes(body, context.chat_format)
     prompt = render(body.messages, body, context, wishes.tools)
     context.check_prompt(prompt.token_ids, "messages")

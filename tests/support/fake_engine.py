@@ -29,7 +29,7 @@ class FakeReady(msgspec.Struct):
     default_sampling: dict[str, Any] = {}
     chat_template_available: bool = True
     model_path: str = ""
-    settings: dict[str, str] = {}
+    settings: dict[str, str] = msgspec.field(default_factory=lambda: {"scheduling_policy": "priority"})
 
 
 class FakeEngine:
