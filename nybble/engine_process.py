@@ -32,6 +32,7 @@ def main() -> None:
     # from here, compiling processes too, inherits that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # blocked while this module was loaded
     log.configure(in_thread=True)
     config = EngineConfig(**msgspec.json.decode(sys.stdin.readline()))
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()

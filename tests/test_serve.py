@@ -363,12 +363,15 @@ def test_a_hanging_engine_keeps_neither_requests_nor_the_end_waiting() -> None:
         assert not Path(f"/proc/{engine}").exists()
 
 
-def test_ctrl_c_while_it_loads() -> None:
-    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("seconds", [0.03, 0.1, 0.3])
+def test_a_signal_to_all_processes_while_it_loads(seconds: float, number: int) -> None:
+    """The engine's may have begun just now, and not yet know that signals are not its own."""
+    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Loading tiny")
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        time.sleep(seconds)
+        os.killpg(process.pid, number)
         assert process.stderr.read() == ""
         assert process.wait(timeout=15) == 130
 
