@@ -28,7 +28,11 @@ REQUESTS_BETWEEN_STEPS = 64
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the API process decides
+    # Ctrl-C reaches the whole terminal, systemd's SIGTERM all of a service; the API process decides. What is started
+    # from here, compiling processes too, inherits that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # blocked while this module was loaded
     log.configure(in_thread=True)
     config = EngineConfig(**msgspec.json.decode(sys.stdin.readline()))
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
@@ -85,7 +89,7 @@ def _serve(config: EngineConfig, socket: zmq.Socket[bytes]) -> None:
                     except RequestError as error:
                         _send(socket, messages.Refused(request.request_id, str(error), error.parameter))
             elif isinstance(message, messages.Abort):
-                engine.abort(message.request_id)
+                engine.abort(message.request_id, message.reason)
             elif isinstance(message, messages.ResetPrefixCache):
                 engine.reset_prefix_cache()
             else:

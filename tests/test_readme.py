@@ -1,5 +1,6 @@
 """The README's examples run as they stand."""
 
+import asyncio
 import contextlib
 import io
 import re
@@ -7,6 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from support.fake_engine import FakeEngine
+from support.server import make_app, on_port, tiny_tokenizer
 
 from nybble.cli import main
 
@@ -23,7 +26,7 @@ def run(code: str) -> str:
 
 
 def test_the_readme_has_examples() -> None:
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 5
     assert len(COMMANDS) >= 5
 
 
@@ -41,8 +44,23 @@ def test_streams() -> None:
     assert lines[-1] == "3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
 
 
+@pytest.mark.slow
+def test_a_client_of_the_server() -> None:
+    """The same lines but for the port: the server here is a fake that gives one answer."""
+    shown = []
+
+    async def main() -> None:
+        app = make_app(FakeEngine(tiny_tokenizer(), "3, 4, 5"), served_model_name="tiny")
+        async with on_port(app) as url:
+            assert "http://127.0.0.1:8000" in PROGRAMS[3]
+            shown.append(await asyncio.to_thread(run, PROGRAMS[3].replace("http://127.0.0.1:8000", url)))
+
+    asyncio.run(main())
+    assert shown == ["3, 4, 5"]
+
+
 def test_structured_outputs() -> None:
-    assert run(PROGRAMS[3]) == "12 + 30 = 42\n"
+    assert run(PROGRAMS[4]) == "12 + 30 = 42\n"
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,13 @@ class Served:
                 break
         else:
             raise AssertionError("".join(self.lines))
-        self._reading = threading.Thread(target=lambda: self.lines.extend(process.stderr or ()), daemon=True)
+        self._reading = threading.Thread(target=self._read_on, daemon=True)
         self._reading.start()
         self.client = OpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0)
+
+    def _read_on(self) -> None:
+        with suppress(ValueError):  # a test that wants no more closes it
+            self.lines.extend(self.process.stderr or ())
 
     def has_said_all(self) -> bool:
         self._reading.join(timeout=5)
@@ -66,9 +70,9 @@ class Served:
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[Served]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*COMMAND, *flags], stderr=subprocess.PIPE, text=True, env=environment) as process:
+def serving(*flags: str, **options: Any) -> Iterator[Served]:
+    options["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*COMMAND, *flags], stderr=subprocess.PIPE, text=True, **options) as process:
         try:
             yield Served(process)
         finally:
@@ -167,6 +171,29 @@ def test_sigterm_under_load() -> None:
     assert outcomes.count("200") >= 12
     assert set(outcomes) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError"}
     assert not any("Traceback" in line for line in served.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_ends_them_as_one_to_the_first(number: int) -> None:
+    """A terminal's Ctrl-C reaches the process group; systemd's SIGTERM each process of a service."""
+    with serving("--shutdown-timeout", "20", start_new_session=True) as served:
+        form = {"structured_outputs": {"choice": ["yes", "no"]}}  # a process that compiles runs from now on
+        answer = served.client.chat.completions.create(model="tiny", messages=QUESTION, extra_body=form)
+        assert answer.choices[0].message.content in ("yes", "no")
+        streams = [served.stream(700) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        engine = served.engine_pid()
+        os.killpg(served.process.pid, number)
+        for stream in streams:
+            assert list(stream)[-1].choices[0].finish_reason == "length"
+        assert served.process.wait(timeout=20) == 0
+        assert served.has_said_all()
+        assert not Path(f"/proc/{engine}").exists()
+    heard = [
+        line for line in served.lines if " INFO request " not in line and not line.startswith(("Loading", "Serving"))
+    ]
+    assert not heard, "nothing alarms"
 
 
 def test_logs_in_json_tls_and_control(tmp_path: Path) -> None:
@@ -336,12 +363,15 @@ def test_a_hanging_engine_keeps_neither_requests_nor_the_end_waiting() -> None:
         assert not Path(f"/proc/{engine}").exists()
 
 
-def test_ctrl_c_while_it_loads() -> None:
-    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("seconds", [0.03, 0.1, 0.3])
+def test_a_signal_to_all_processes_while_it_loads(seconds: float, number: int) -> None:
+    """The engine's may have begun just now, and not yet know that signals are not its own."""
+    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("Loading tiny")
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        time.sleep(seconds)
+        os.killpg(process.pid, number)
         assert process.stderr.read() == ""
         assert process.wait(timeout=15) == 130
 
@@ -419,6 +449,8 @@ def test_structured_outputs_and_forced_tools() -> None:
             with served.client.chat.completions.stream(**body) as stream:
                 streamed = stream.get_final_completion().choices[0]
             assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
+        metrics = httpx.get(f"{served.url}/metrics").text
+        assert re.search(r'request_success_total\{finished_reason="abort",\S+ 0\.0', metrics), "forced calls end well"
         text = served.client.completions.create(
             model=served.model, prompt="A", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
         )

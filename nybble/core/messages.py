@@ -10,7 +10,7 @@ from typing import Self
 
 import msgspec
 
-from nybble.core.outputs import SequenceDelta
+from nybble.core.outputs import FinishReason, SequenceDelta
 from nybble.core.request import Request
 from nybble.core.sampling import SamplingParams
 from nybble.core.stats import EngineStats
@@ -53,9 +53,10 @@ class Submit(msgspec.Struct, tag=True):
 
 
 class Abort(msgspec.Struct, tag=True):
-    """End a request; its last deltas say `abort`. Ids that are not open are ignored."""
+    """End a request; its last deltas give the reason. Ids that are not open are ignored."""
 
     request_id: str
+    reason: FinishReason = "abort"
 
 
 class ResetPrefixCache(msgspec.Struct, tag=True):

@@ -55,7 +55,7 @@ class SequenceDelta(msgspec.Struct, kw_only=True):
     error: str | None = None
     refused_parameter: str | None = None  # the request could not begin, for this field of it; `error` says why
     num_cached_tokens: int = 0
-    timing: Timing | None = None  # with the last delta
+    timing: Timing | None = None  # with the first token, and with the last delta
 
 
 class CompletionOutput(msgspec.Struct, kw_only=True):

@@ -7,11 +7,12 @@ know: HTTP, tokenizers, how anything is computed.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
 import msgspec
@@ -27,6 +28,9 @@ from nybble.core.outputs import SequenceDelta
 from nybble.core.request import Request
 from nybble.core.stats import EngineStats
 from nybble.engine.outbox import Outbox
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Meant for the process that starts the engine's, even if they reach both; see `engine_process`."""
 
 
 class EngineClient:
@@ -124,6 +128,11 @@ class EngineClient:
         """End a request from outside: its reader gets what there is, with `finish_reason == "abort"`."""
         self._send(messages.Abort(request_id))
 
+    def finish(self, request_id: str) -> None:
+        """End a request whose reader has all that it wanted: it counts as stopped, and nothing more comes of it."""
+        if self._streams.pop(request_id, None) is not None:
+            self._send(messages.Abort(request_id, "stop"))
+
     def reset_prefix_cache(self) -> None:
         """No request that comes later finds a prefix of before."""
         self._send(messages.ResetPrefixCache())
@@ -184,7 +193,8 @@ class EngineClient:
             for option, value in ((zmq.LINGER, 0), (zmq.RCVHWM, 0), (zmq.SNDHWM, 0)):
                 socket.setsockopt(option, value)
             socket.bind(address)
-            process = await asyncio.create_subprocess_exec(*self._command, address, stdin=asyncio.subprocess.PIPE)
+            with _signals_held_back():
+                process = await asyncio.create_subprocess_exec(*self._command, address, stdin=asyncio.subprocess.PIPE)
             assert process.stdin is not None
             self.process_id = process.pid
             ended = asyncio.create_task(process.wait())
@@ -256,6 +266,16 @@ class EngineClient:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(error)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A process that is started in here has them blocked from its beginning, until it can ignore them itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _error_of(failure: messages.StartFailed) -> NybbleError:

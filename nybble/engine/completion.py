@@ -78,7 +78,8 @@ class Completion:
     def _delta(self, reason: FinishReason | None, now: float) -> SequenceDelta:
         sequence = self.sequence
         timing = self.timing
-        if timing.first_token_time is None and sequence.num_output_tokens:
+        is_first = timing.first_token_time is None and sequence.num_output_tokens > 0
+        if is_first:
             timing.first_token_time = now
         if reason is not None:
             timing.finished_time = now
@@ -88,7 +89,7 @@ class Completion:
             index=sequence.index,
             finish_reason=reason,
             num_cached_tokens=sequence.num_cached_tokens,
-            timing=None if reason is None else timing,
+            timing=timing if is_first or reason is not None else None,
         )
 
     def _name(self, logprobs: TokenLogprobs) -> TokenLogprobs:

@@ -135,13 +135,17 @@ class Engine:
         else:
             self._grammars.ask(sequences)
 
-    def abort(self, request_id: str) -> None:
-        """End a request wherever it is; the next step's deltas say so. Ids that are not open are ignored."""
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
+        """End a request wherever it is; the next step's deltas say so. Ids that are not open are ignored.
+
+        Args:
+            reason: "stop" where its reader has all that it wanted.
+        """
         # What is no string cannot be open, and looking it up may raise, which AsyncLLM's thread would not survive.
         sequences = self._requests.get(request_id, {}) if isinstance(request_id, str) else {}
         for sequence in sequences.values():
             if not sequence.is_finished:
-                self._end(sequence, "abort")
+                self._end(sequence, reason)
 
     def reset_prefix_cache(self) -> None:
         """No request that comes later finds a prefix of before."""

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nybble.server.errors import ApiError
+from nybble.server.record import refuse
 
 OPEN_PATHS = frozenset({"/", "/health"})
 
@@ -100,4 +101,4 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer", "Connection": "close"},
     )
-    await error.response()(scope, receive, send)
+    await refuse(error, scope, receive, send)

@@ -59,6 +59,7 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
         if error.parameter == "max_tokens" and body.max_completion_tokens is not None:
             raise RequestError(str(error), parameter="max_completion_tokens") from None
         raise
+    context.check_priority(body.priority)
     wishes = tool_wishes(body, context.chat_format)
     prompt = render(body.messages, body, context, wishes.tools)
     context.check_prompt(prompt.token_ids, "messages")
@@ -146,7 +147,8 @@ async def events(job: Job, context: Context) -> AsyncGenerator[bytes]:
             if sent:
                 yield b"".join(sent)
             if answers.are_cut:
-                break  # closing the generator aborts the request
+                _finish(job, context)
+                break
     if job.shows_usage:
         chunk.choices, chunk.usage = [], job.usage()
         yield event(chunk)
@@ -166,9 +168,16 @@ async def whole(job: Job, context: Context) -> ChatBody:
                 for piece in answers.take(delta):
                     choices[delta.index].add(piece)
             if answers.are_cut:
+                _finish(job, context)
                 break
     body.choices = [choice.join() for choice in choices]
     body.usage = job.usage()
     if job.shows_ids:
         body.prompt_token_ids = request.prompt_token_ids
     return body
+
+
+def _finish(job: Job, context: Context) -> None:
+    """The answer is complete before the engine knows: it is counted as what the client is told, not as aborted."""
+    context.client.finish(job.requests[0].request_id)
+    job.finish_reasons.add("stop")

@@ -43,6 +43,7 @@ def prepare(content: bytes, context: Context, caller: Caller) -> Job:
     if body.echo and body.logprobs is not None:
         wishes["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     params = sampling_of(body, context.builder, context.limits, context.ready().vocab_size, **wishes)
+    context.check_priority(body.priority)
     prompts = _prompts(body.prompt, context)
     name = response_id("cmpl", body, caller)
     requests = []

@@ -26,6 +26,7 @@ class ReadyFacts(Protocol):
     vocab_size: int
     default_sampling: dict[str, Any]
     model_path: str
+    settings: dict[str, str]
 
 
 class Client(Protocol):
@@ -39,6 +40,7 @@ class Client(Protocol):
     def open_ids(self) -> list[str]: ...
     def stream(self, request: Request) -> AsyncGenerator[list[SequenceDelta]]: ...
     def abort(self, request_id: str) -> None: ...
+    def finish(self, request_id: str) -> None: ...
     def reset_prefix_cache(self) -> None: ...
 
 
@@ -86,6 +88,16 @@ class Context:
         default = self.ready().default_sampling.get("max_tokens", otherwise)
         limit = self.limits.max_output_tokens
         return default if limit is None else limit if default is None else min(default, limit)
+
+    def check_priority(self, wanted: int) -> None:
+        """Where it would change nothing, whoever asks for it is told."""
+        if wanted and self.ready().settings["scheduling_policy"] != "priority":
+            raise bad_request(
+                f"priority {shown(wanted)} needs a server with --scheduling-policy priority; this one serves whoever "
+                "comes first",
+                "priority",
+                "unsupported_field",
+            )
 
     def check_length(self, text: str, parameter: str) -> None:
         """Before it is encoded, which takes its time."""

@@ -8,6 +8,7 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nybble.server.errors import ApiError, bad_request
+from nybble.server.record import refuse
 from nybble.server.settings import Limits
 
 LARGE = 32 << 10
@@ -30,7 +31,7 @@ class BodyLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _head_bytes(scope) > self._limits.max_head_bytes:
             error = ApiError(431, HEAD_TOO_LARGE, code="limit_exceeded", headers={"Connection": "close"})
-            await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
@@ -43,10 +44,10 @@ class BodyLimits:
             await self._check_shape(body)
         except TimeoutError:
             error = ApiError(408, "the body took too long to arrive", headers={"Connection": "close"})
-            await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
 

@@ -97,13 +97,25 @@ class Metrics:
             key = (delta.request_id, delta.index)
             if delta.token_ids:
                 last = self._last_token_time.get(key)
-                if last is not None:
+                if last is None:
+                    self._begun(delta)
+                else:
                     for _ in delta.token_ids:
                         self._inter_token.observe((now - last) / len(delta.token_ids))
                 self._last_token_time[key] = now
                 self._num_tokens[key] = self._num_tokens.get(key, 0) + len(delta.token_ids)
             if delta.finish_reason is not None and delta.refused_parameter is None:
                 self._finished(key, delta)
+
+    def _begun(self, delta: SequenceDelta) -> None:
+        """Take a completion's first token: a slow one shows while it is slow, not when the completion has ended."""
+        timing = delta.timing
+        if timing is None or timing.first_token_time is None:
+            return
+        self._first_token.observe(timing.first_token_time - timing.arrival_time)
+        if timing.first_scheduled_time is not None:
+            self._queue.observe(timing.first_scheduled_time - timing.arrival_time)
+            self._prefill.observe(timing.first_token_time - timing.first_scheduled_time)
 
     def _finished(self, key: tuple[str, int], delta: SequenceDelta) -> None:
         assert delta.finish_reason is not None
@@ -116,9 +128,6 @@ class Metrics:
         arrival, scheduled = timing.arrival_time, timing.first_scheduled_time
         first, last = timing.first_token_time, timing.finished_time
         for metric, begin, end in (
-            (self._queue, arrival, scheduled),
-            (self._first_token, arrival, first),
-            (self._prefill, scheduled, first),
             (self._decode, first, last),
             (self._inference, scheduled, last),
             (self._whole, arrival, last),

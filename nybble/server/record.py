@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nybble.core.log import logger
+from nybble.server.errors import ApiError
 
 if TYPE_CHECKING:
     from nybble.server.job import Job
@@ -110,6 +111,12 @@ class Recorder:
                     sink(record)
                 except Exception:
                     logger.exception("a request could not be recorded")
+
+
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with an error where no route is reached."""
+    record_of(scope).error = error.word
+    await error.response()(scope, receive, send)
 
 
 def write_access_line(record: RequestRecord) -> None:

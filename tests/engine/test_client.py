@@ -66,6 +66,25 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.01)
 
 
+def test_what_its_reader_has_enough_of_counts_as_stopped() -> None:
+    async def main() -> None:
+        async with started() as client:
+            reasons = []
+            client.on_step = lambda step: reasons.extend(d.finish_reason for d in step.deltas if d.finish_reason)
+            for is_enough in (True, False):
+                stream = client.stream(Request(request_id="r", prompt_token_ids=[5, 6, 7], params=ENDLESS))
+                await anext(stream)
+                if is_enough:
+                    client.finish("r")
+                await stream.aclose()
+                await until(lambda: client.stats.num_running == 0)
+            client.finish("r")
+            assert reasons == ["stop", "abort"]
+            assert client.num_open == 0
+
+    run(main())
+
+
 def test_it_gives_what_an_engine_in_this_process_gives() -> None:
     with LLM("tiny", kv_cache_memory_bytes=16 << 20) as llm:
         expected = [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)]
@@ -103,7 +122,7 @@ def test_refusals_and_left_streams_harm_no_other() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGUSR1])
 def test_a_killed_process_fails_its_requests_and_is_replaced(signal_number: int) -> None:
     async def main() -> None:
         async with started() as client:

@@ -154,7 +154,7 @@ def test_abort_at_any_moment(is_async: bool, num_steps: int) -> None:
         harness.step()
     harness.engine.abort("r")
     harness.engine.abort("r")
-    harness.engine.abort("never heard of")
+    harness.engine.abort("never heard of", "stop")
     deltas = harness.step()
     assert [(d.index, d.finish_reason) for d in deltas if d.request_id == "r"] == [(0, "abort"), (1, "abort")]
     harness.run()
@@ -352,6 +352,13 @@ def test_timing_and_stats() -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_kv_blocks_used, stats.num_kv_blocks) == (0, 0, 0, 16)
     assert (stats.num_steps, stats.num_prompt_tokens, stats.num_generated_tokens) == (4, 10, 4)
     assert (stats.num_prefix_query_tokens, stats.num_prefix_hit_tokens) == (10, 4)
+
+
+def test_timing_comes_with_the_first_token_and_with_the_last() -> None:
+    harness = Harness()
+    harness.add(request("r", PROMPT[:5], max_tokens=4, ignore_eos=True))
+    deltas = [delta for _ in range(4) for delta in harness.step()]
+    assert [delta.timing is not None for delta in deltas] == [True, False, False, True]
 
 
 def test_every_request_has_its_turn() -> None:

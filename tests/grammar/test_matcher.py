@@ -1,6 +1,8 @@
 """`Matcher`: masks, ends and reasoning, over the embedded model's vocabulary."""
 
+import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from support.grammars import EOS, allowed, compiling, form
@@ -113,3 +115,28 @@ def test_a_form_that_takes_too_long_to_follow_is_left(compiler: GrammarCompiler)
     matcher = open_matcher(compiler, form(grammar='root ::= root root | "a" | ""'))
     with pytest.raises(ValueError, match="takes too long"):
         write(matcher, "a" * 2000)
+
+
+def test_many_that_follow_a_slow_form_share_what_one_may_take(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammar = compiler.compile(form(regex="(a|b)*")).result(timeout=60)
+    matchers = [grammar.open() for _ in range(20)]
+    now = itertools.count()
+    monkeypatch.setattr("nybble.grammar.matcher.time.thread_time", lambda: next(now) / 10)
+    num_followed = 0
+    for _ in range(10):
+        for matcher in matchers[:]:
+            try:
+                write(matcher, "a")
+                num_followed += 1
+            except ValueError:
+                matchers.remove(matcher)
+    assert not matchers
+    assert 4 <= num_followed <= 6, "at 0.1 s each"
+    assert next(now) <= 2 * (num_followed + 3), "who is refused later costs nothing, until some is earned again"
+    monkeypatch.undo()
+    for _ in range(20):  # it is earned again
+        with suppress(ValueError):
+            write(grammar.open(), "a")
+    write(grammar.open(), "a")

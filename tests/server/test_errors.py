@@ -228,3 +228,19 @@ def test_health_says_whether_the_engine_serves() -> None:
             assert (await client.get("/v1/models")).status_code == 503
 
     run(main)
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a"}, {"messages": [{"role": "user", "content": "hi"}]}])
+def test_a_priority_that_changes_nothing_is_refused(body: dict[str, Any]) -> None:
+    async def main() -> None:
+        engine = FakeEngine(tiny_tokenizer())
+        path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+        async with in_process(make_app(engine)) as client:
+            assert (await client.post(path, json={**body, "priority": 5})).status_code == 200
+            assert engine.ready is not None
+            engine.ready.settings = {"scheduling_policy": "fcfs"}
+            assert (await client.post(path, json={**body, "priority": 0})).status_code == 200
+            refused = await client.post(path, json={**body, "priority": 5})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+
+    run(main)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from nybble.core.messages import Stepped
@@ -58,15 +59,20 @@ def test_durations_follow_from_the_steps() -> None:
     timing = Timing(
         arrival_time=begin, first_scheduled_time=begin + 0.2, first_token_time=begin + 0.5, finished_time=begin + 2
     )
-    first = SequenceDelta(request_id="a", index=0, token_ids=[1])
+    first = SequenceDelta(request_id="a", index=0, token_ids=[1], timing=replace(timing, finished_time=None))
     more = SequenceDelta(request_id="a", index=0, token_ids=[2, 3])
     last = SequenceDelta(request_id="a", index=0, token_ids=[4], finish_reason="stop", timing=timing)
-    for delta in (first, more, last):
+    metrics.stepped(Stepped(STATS, [first], 0.01))
+    found = read(metrics)
+    assert found["time_to_first_token_seconds_count"] == 1, "known while it goes on"
+    assert found["e2e_request_latency_seconds_count"] == 0
+    for delta in (more, last):
         metrics.stepped(Stepped(STATS, [delta], 0.01))
     metrics.stepped(Stepped(STATS, [SequenceDelta(request_id="b", index=0, finish_reason="abort")], 0.03))
     found = read(metrics)
     assert found["request_queue_time_seconds_sum"] == pytest.approx(0.2)
     assert found["time_to_first_token_seconds_sum"] == pytest.approx(0.5)
+    assert found["time_to_first_token_seconds_count"] == 1
     assert found["e2e_request_latency_seconds_sum"] == pytest.approx(2)
     assert found["request_prefill_time_seconds_sum"] == pytest.approx(0.3)
     assert found["request_decode_time_seconds_sum"] == pytest.approx(1.5)

@@ -15,6 +15,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it is fetc
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the warnings are those packages' own
 
+NO_LITELLM = "litellm (200 MB) comes with the extra `clients` only: pip install 'nybble[clients]'"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Łódź"}}\n</tool_call>'
 WEATHER = {
     "name": "weather",
@@ -73,7 +74,7 @@ def test_langchain_tools() -> None:
 
 
 def test_litellm() -> None:
-    litellm = pytest.importorskip("litellm")
+    litellm = pytest.importorskip("litellm", reason=NO_LITELLM)
     engine = FakeEngine(tiny_tokenizer())
     message = [{"role": "user", "content": "hi"}]
 
@@ -99,7 +100,7 @@ def test_litellm() -> None:
 
 
 def test_litellm_tools() -> None:
-    litellm = pytest.importorskip("litellm")
+    litellm = pytest.importorskip("litellm", reason=NO_LITELLM)
 
     def use(url: str) -> None:
         answer = litellm.completion(

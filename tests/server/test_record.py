@@ -38,10 +38,11 @@ def test_every_answer_has_an_id_and_every_request_a_record() -> None:
                 await client.get("/v1/models"),
                 await client.post(CHAT, json={**BODY, "n": 0}, headers=key),
                 await client.get("/nowhere", headers=key),
+                await client.post(CHAT, content=b"[" * 1000, headers=key),
                 await client.post(CHAT, json=BODY, headers={**key, "x-request-id": "a b\n"}),
             ):
                 assert len(answer.headers["x-request-id"]) == 32
-        assert [record.status for record in records] == [200, 200, 401, 400, 404, 200]
+        assert [record.status for record in records] == [200, 200, 401, 400, 404, 400, 200]
         shown = [record.fields() for record in records]
         assert shown[0]["request_id"] == "abc-1"
         assert shown[0]["path"] == CHAT
@@ -50,9 +51,10 @@ def test_every_answer_has_an_id_and_every_request_a_record() -> None:
         assert shown[0]["prompt_tokens"] > 1
         assert 0 < shown[0]["ttft_seconds"] <= shown[0]["seconds"]
         assert (shown[1]["n"], shown[1]["completion_tokens"], shown[1]["stream"]) == (2, 10, True)
+        assert shown[2]["error"] == "invalid_api_key"
         assert shown[3]["error"] == "invalid_request_error"
         assert "model" not in shown[3]
-        assert shown[4]["error"] == "not_found"
+        assert [line.get("error") for line in shown[4:]] == ["not_found", "limit_exceeded", None]
 
     run(main)
 

@@ -288,7 +288,8 @@ def test_without_parallel_calls_the_request_ends_after_the_first(
                 assert found["finish_reason"] == "tool_calls"
         assert served.engine.num_open == 0
         if tokens_at_once < 1000:
-            assert len(served.engine.aborted) == 4
+            assert len(served.engine.finished) == 4
+            assert not served.engine.aborted
 
     run(main)
 
@@ -307,7 +308,7 @@ def test_a_choice_that_is_cut_waits_for_the_others(tmp_path: Path) -> None:
     async def main() -> None:
         one = written("hermes", with_second=False)
         num_ignored = len(tiny_tokenizer().encode("ignored" * 30))
-        for last, is_aborted in (("Just text, and a lot of it. " * 30, False), (" " * 200 + written("hermes"), True)):
+        for last, is_cut in (("Just text, and a lot of it. " * 30, False), (" " * 200 + written("hermes"), True)):
             served = Served(tmp_path, HERMES)
             engine = Varied(served.tokenizer)
             engine.answers = (one + "ignored" * 30, last)
@@ -320,13 +321,14 @@ def test_a_choice_that_is_cut_waits_for_the_others(tmp_path: Path) -> None:
             first, second = whole["choices"]
             assert calls_of(first["message"]) == [("weather", ARGUMENTS)]
             assert len(first["token_ids"]) < num_ignored
-            assert second["message"]["content"] == (None if is_aborted else last)
-            assert second["finish_reason"] == ("tool_calls" if is_aborted else "stop")
+            assert second["message"]["content"] == (None if is_cut else last)
+            assert second["finish_reason"] == ("tool_calls" if is_cut else "stop")
             assert whole["usage"]["completion_tokens"] == len(first["token_ids"]) + len(second["token_ids"])
             chunks = await served.chunks(wishes)
             assert chunks[-1]["usage"] == whole["usage"]
             assert without_ids(joined(chunks, 1)["message"]) == without_ids(second["message"])
-            assert len(engine.aborted) == 2 * is_aborted
+            assert len(engine.finished) == 2 * is_cut
+            assert not engine.aborted
 
     run(main)
 

@@ -29,7 +29,7 @@ class FakeReady(msgspec.Struct):
     default_sampling: dict[str, Any] = {}
     chat_template_available: bool = True
     model_path: str = ""
-    settings: dict[str, str] = {}
+    settings: dict[str, str] = msgspec.field(default_factory=lambda: {"scheduling_policy": "priority"})
 
 
 class FakeEngine:
@@ -54,6 +54,7 @@ class FakeEngine:
         self.is_serving = True
         self.requests: list[Request] = []
         self.aborted: list[str] = []
+        self.finished: list[str] = []  # from outside, by `finish`
         self.num_open = 0
         self.num_resets = 0
         self._open: list[str] = []
@@ -72,6 +73,10 @@ class FakeEngine:
 
     def abort(self, request_id: str) -> None:
         self._open.remove(request_id)
+
+    def finish(self, request_id: str) -> None:
+        self._open.remove(request_id)
+        self.finished.append(request_id)
 
     def reset_prefix_cache(self) -> None:
         self.num_resets += 1
@@ -111,7 +116,7 @@ class FakeEngine:
             self.num_open -= 1
             if request.request_id in self._open:
                 self._open.remove(request.request_id)
-            if not is_finished:
+            if not is_finished and request.request_id not in self.finished:
                 self.aborted.append(request.request_id)
 
     def _steps(self, request: Request) -> list[list[SequenceDelta]]:
