@@ -73,6 +73,7 @@ def test_jsonl_in_and_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert outputs[2]["outputs"][0]["logprobs"]
 
 
+@pytest.mark.slow
 def test_standard_input_is_one_prompt() -> None:
     command = [*NYBBLE, "generate", "tiny", "-q", "--format", "jsonl", *SMALL]
     done = subprocess.run(command, input="What is\n12 + 30?\n", capture_output=True, text=True, timeout=60)
@@ -468,6 +469,7 @@ def test_every_engine_setting_and_sampling_parameter_reaches_its_object() -> Non
     assert all(flag.help for flag in (*engine_flags(), *sampling_flags()))
 
 
+@pytest.mark.slow
 def test_import_and_help_are_quick() -> None:
     """Best of several: the machine may be busy, but nothing heavy may be imported."""
 

@@ -525,6 +525,7 @@ def test_noise(target: Path, noise: bytes, length: int | None) -> None:
     assert not load_or_refuse(target)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ["dense", "awq", "gptq"])

@@ -124,6 +124,7 @@ def test_each_call_has_its_own_weights_and_the_same_activations() -> None:
         assert second().isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_wrong_implementation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = KernelBench(tiny(), CEILINGS, 20)
     points = {point.op.name: point for point in bench.points([1], None)}

@@ -151,6 +151,7 @@ BODIES = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6)
 GOOD = {"prompt": "a", "messages": [MESSAGE], "max_tokens": 2, "tokens": [1]}
 
 
+@pytest.mark.slow
 def test_no_body_is_the_servers_fault() -> None:
     async def main() -> None:
         async with in_process(make_app()) as client:

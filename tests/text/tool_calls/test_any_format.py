@@ -48,6 +48,7 @@ look_alikes = st.lists(fragments, max_size=25).map("".join)
 formats = pytest.mark.parametrize("form", FORMATS)
 
 
+@pytest.mark.slow
 @formats
 @settings(max_examples=500, deadline=None)
 @given(text=look_alikes, parallel=st.booleans(), data=st.data())
