@@ -135,6 +135,7 @@ def _add_small_routes(app: FastAPI, context: Context, metrics: Metrics | None) -
         context.model_name(model)
         return _json(_model(context))
 
+    @app.head("/health", include_in_schema=False)  # what load balancers like to ask
     @app.get("/health")
     async def health() -> Response:
         """200 while the engine makes progress."""

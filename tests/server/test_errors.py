@@ -220,8 +220,9 @@ def test_health_says_whether_the_engine_serves() -> None:
         engine = fake()
         async with in_process(make_app(engine)) as client:
             assert (await client.get("/health")).status_code == 200
+            assert (await client.head("/health")).status_code == 200
             engine.is_serving = False
-            assert (await client.get("/health")).status_code == 503
+            assert (await client.get("/health")).status_code == (await client.head("/health")).status_code == 503
             assert (await client.post(CHAT, json={"messages": MESSAGES})).status_code == 503
             engine.is_serving, engine.ready = True, None
             assert (await client.get("/health")).status_code == 503
