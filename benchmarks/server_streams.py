@@ -2,6 +2,7 @@
 
     python -m benchmarks.server_streams --streams 128 --tokens 500
     python -m benchmarks.server_streams --burst 2000
+    python -m benchmarks.server_streams --tokens 20 --requests 80 --go 10    # 51,200 requests, each tenth one left
 
 The server is a process of its own; this one is the client: raw sockets, all streams at once, one request after another
 on each connection. The engine "steps" as fast as the event loop lets it and gives every open stream one token a step,
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500, help="a request")
     parser.add_argument("--requests", type=int, default=2, help="on each connection, in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--go", type=int, metavar="N", help="each N-th request's client goes in the middle of it")
     parser.add_argument("--burst", type=int, metavar="N", help="N requests at once, in place of the streams")
     parser.add_argument("--route", choices=["chat", "completions"], default="chat")
     parser.add_argument("--profile", metavar="FILE", help="write the server's cProfile statistics")
@@ -58,7 +60,7 @@ async def measure(options: argparse.Namespace) -> None:
         port = int(server.stdout.readline())
         await run_round(port, options, num_requests=1)  # warm up
         server.send_signal(signal.SIGUSR1)  # forget what was measured so far
-        rates = []
+        rates, resident = [], []
         for _ in range(options.rounds):
             begin = time.perf_counter()
             if options.burst:
@@ -66,6 +68,7 @@ async def measure(options: argparse.Namespace) -> None:
             else:
                 num = await run_round(port, options, options.requests)
             rates.append(num / (time.perf_counter() - begin))
+            resident.append(resident_mib(server.pid))
     finally:
         server.send_signal(signal.SIGUSR2)
     report = json.loads(server.stdout.readline())
@@ -76,7 +79,13 @@ async def measure(options: argparse.Namespace) -> None:
         print(f"{options.streams} streams of {options.tokens} tokens, {options.route}, {options.rounds} rounds")
     unit = "requests" if options.burst else "tokens"
     print(f"{unit}/s: median {statistics.median(rates):,.0f} (from {min(rates):,.0f} to {max(rates):,.0f})")
+    print(f"resident after each round: {', '.join(map(str, resident))} MiB")
     print("server: " + ", ".join(f"{name} {value}" for name, value in report.items()))
+
+
+def resident_mib(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() >> 20
 
 
 async def run_burst(port: int, options: argparse.Namespace) -> int:
@@ -108,7 +117,7 @@ async def run_round(port: int, options: argparse.Namespace, num_requests: int) -
         options, {"stream": True, "max_tokens": options.tokens, "stream_options": {"include_usage": True}}
     )
     counts = await asyncio.gather(
-        *(run_stream(port, request, num_requests, options.tokens) for _ in range(options.streams))
+        *(run_stream(port, request, num_requests, options, first) for first in range(options.streams))
     )
     return sum(counts)
 
@@ -125,21 +134,29 @@ def request_of(options: argparse.Namespace, body: dict[str, Any]) -> bytes:
     return head.encode() + content
 
 
-async def run_stream(port: int, request: bytes, num_requests: int, num_tokens: int) -> int:
+async def run_stream(port: int, request: bytes, num_requests: int, options: argparse.Namespace, first: int) -> int:
+    """Returns the tokens that came. `first`: where this client begins to count the requests it leaves."""
+    num_tokens = 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for _ in range(num_requests):
+    for number in range(first, first + num_requests):
         writer.write(request)
+        if options.go and number % options.go == 0:
+            await reader.readuntil(b"\ndata: ")  # it has begun
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            continue
         received = bytearray()
         while not received.endswith(b"0\r\n\r\n"):
             piece = await reader.read(1 << 16)
             assert piece, "the server closed the connection"
             received += piece
         # One event for each token; the others say role, end and usage.
-        assert received.count(b"\ndata: ") >= num_tokens + 2, received[-500:]
-        assert f'"completion_tokens":{num_tokens},'.encode() in received, received[-500:]
+        assert received.count(b"\ndata: ") >= options.tokens + 2, received[-500:]
+        assert f'"completion_tokens":{options.tokens},'.encode() in received, received[-500:]
         assert b"data: [DONE]\n\n" in received
+        num_tokens += options.tokens
     writer.close()
-    return num_requests * num_tokens
+    return num_tokens
 
 
 class InstantEngine:
@@ -205,7 +222,10 @@ def serve(profile: str | None) -> None:
     profiler = cProfile.Profile() if profile else None
     if profiler is not None:
         profiler.enable()
-    asyncio.run(_serve())
+    from nybble.server.turns import make_loop
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(_serve())
     if profiler is not None:
         profiler.disable()
         profiler.dump_stats(profile)
@@ -255,6 +275,8 @@ async def _serve() -> None:
         "lag p99 (ms)": round(lags[len(lags) * 99 // 100] * 1e3, 1),
         "lag max (ms)": round(lags[-1] * 1e3, 1),
         "CPU": f"{(time.process_time() - begin[0]) / (time.perf_counter() - begin[1]):.0%}",
+        "open requests": engine.num_open,
+        "open files": len(list(Path("/proc/self/fd").iterdir())),
         "peak memory (MiB)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
     print(json.dumps(report), flush=True)

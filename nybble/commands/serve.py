@@ -97,6 +97,7 @@ def serve(
     from nybble.server.record import access_log
     from nybble.server.settings import Limits, ServerSettings
     from nybble.server.tracing import Tracer
+    from nybble.server.turns import make_loop
 
     if log_format is not None:
         os.environ["NYBBLE_LOG_FORMAT"] = log_format  # for the engine's process too
@@ -116,8 +117,9 @@ def serve(
     config = EngineConfig.from_settings(model=model, **engine)
     tracer = Tracer(otlp_traces_endpoint) if otlp_traces_endpoint else None
     # Before a large model is loaded, because the address may be taken.
-    with listen_on(uds) if uds else listen_at(host, port) as listener:
-        code = asyncio.run(_serve(config, settings, listener, options, shutdown_timeout, tracer))
+    listening = listen_on(uds) if uds else listen_at(host, port)
+    with listening as listener, asyncio.Runner(loop_factory=make_loop) as runner:
+        code = runner.run(_serve(config, settings, listener, options, shutdown_timeout, tracer))
     if code:
         raise typer.Exit(code)
 

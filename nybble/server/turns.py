@@ -1,12 +1,13 @@
 """Work on requests, done so that the event loop keeps turning for the streams that run.
 
-`Door` lets what a few connections have sent in each turn of the loop, however many send at once; `Workers` reads small
-bodies there and then, and large ones in threads.
+`FewSockets` gives the loop a few sockets a turn, however many have something; `Door` lets what a few connections have
+sent in; `Workers` reads small bodies there and then, and large ones in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,27 @@ from typing import Any, TypeVar
 
 from nybble.server.limits import LARGE
 
+NUM_SOCKETS_A_TURN = 64
 NUM_A_TURN = 4
 NUM_THREADS = 2
 """Few, for the tokenizer takes some hundred bytes of memory for each token it makes."""
 
 Result = TypeVar("Result")
+
+
+class FewSockets(selectors.DefaultSelector):
+    """A thousand connections that close at once are a thousand callbacks: timers and streams come in between.
+
+    What is left over is still ready in the next turn, and ahead of what has come since.
+    """
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(timeout)[:NUM_SOCKETS_A_TURN]
+
+
+def make_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that a server runs on."""
+    return asyncio.SelectorEventLoop(FewSockets())
 
 
 class Door:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import socket
 import time
 import weakref
 from contextlib import suppress
@@ -15,7 +16,7 @@ from support.server import connect, make_app, on_port, request_of, run, tiny_tok
 
 from nybble.server.collector import QUIET, collect_when_quiet
 from nybble.server.settings import Limits
-from nybble.server.turns import NUM_A_TURN, Door
+from nybble.server.turns import NUM_A_TURN, NUM_SOCKETS_A_TURN, Door, make_loop
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
@@ -162,6 +163,32 @@ def test_the_door_lets_a_few_in_each_turn() -> None:
         assert seen[-1] == 50
 
     run(main)
+
+
+def test_a_thousand_sockets_at_once_leave_room_for_others() -> None:
+    """Each is read in the end, and in between the loop comes round to everybody else."""
+    pairs = [socket.socketpair() for _ in range(5 * NUM_SOCKETS_A_TURN // 2)]
+    seen: list[int] = []
+    turns: list[int] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for index, (ours, theirs) in enumerate(pairs):
+            loop.add_reader(ours, lambda ours=ours, index=index: (ours.recv(1), seen.append(index)))
+            theirs.send(b"x")
+        while len(seen) < len(pairs):
+            turns.append(len(seen))
+            await asyncio.sleep(0)
+        for ours, _ in pairs:
+            loop.remove_reader(ours)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(main())
+    for pair in pairs:
+        for end in pair:
+            end.close()
+    assert sorted(seen) == list(range(len(pairs)))
+    assert max(b - a for a, b in pairwise([*turns, len(seen)])) == NUM_SOCKETS_A_TURN
 
 
 def test_garbage_waits_for_quiet() -> None:
