@@ -8,9 +8,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Two test processes by default, one thread each: more only fight for the cores.
 TEST_PROCESSES ?= 2
+# What `make bench-gpu` runs, on what, and where it leaves the results.
+NYBBLE ?= $(BIN)/nybble
+SHAPE ?= qwen2.5-32b-awq
+RESULTS ?= bench/results
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test check test-gpu format clean
+.PHONY: help demo test check test-gpu bench-gpu format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,6 +33,16 @@ check: $(INSTALLED)  ## format, lint, types and the fast tests
 
 test-gpu: $(INSTALLED)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+bench-gpu:  ## measure kernels, steps and decoding of SHAPE on a GPU, and explain them; needs nybble installed
+	mkdir -p $(RESULTS)
+	$(NYBBLE) bench kernels --synthetic $(SHAPE) -o $(RESULTS)/kernels-$(SHAPE).json
+	$(NYBBLE) bench step --synthetic $(SHAPE) --batch-sizes 1,4,16,64 -o $(RESULTS)/step-$(SHAPE).json
+	$(NYBBLE) bench latency --synthetic $(SHAPE) --batch-sizes 1,4,8,16,32,64,128 --max-num-seqs 128 \
+		-o $(RESULTS)/latency-$(SHAPE)-fp16.json
+	$(NYBBLE) bench latency --synthetic $(SHAPE) --batch-sizes 1,4,8,16 --max-num-seqs 128 --dtype bfloat16 \
+		-o $(RESULTS)/latency-$(SHAPE)-bf16.json
+	$(NYBBLE) profile --synthetic $(SHAPE) --batch-sizes 1,4,16,64 --explain --trace --out $(RESULTS)/profile-$(SHAPE)
 
 format: $(INSTALLED)  ## rewrite the sources in the house format
 	$(BIN)/ruff format .

@@ -1,8 +1,8 @@
 /* Causal attention over the paged cache. Meaning and shapes: nybble/kernels/attention.py.
  *
  * A piece of work is a few tokens of one sequence with the query heads of one KV head, so that keys and values are
- * read once for all of them. Keys come KEYS at a time and are turned on the way ([head_dim][KEYS]): lanes are keys, and
- * nothing is added across lanes. The softmax is corrected as its maximum grows (Milakov and Gimelshein 2018).
+ * read once for all of them, KEYS at a time. The softmax is corrected as its maximum grows (Milakov and Gimelshein
+ * 2018).
  *
  * All in fp32. Chunks of keys begin at multiples of KEYS and a hidden key counts as exactly nothing, so without a window
  * a token's result depends neither on its neighbours in the step nor on the number of threads.
@@ -16,7 +16,7 @@
 #define VECTORS (KEYS / LANES)
 #define MOST_ROWS 16 /* pairs of token and head in a piece */
 #define MOST_DIM 256
-#define ROWS 4 /* at a time: enough sums in registers to hide the latency of an addition */
+#define PART 4 /* vectors of a head summed together: enough to hide the latency of an addition */
 #define NOTHING -1e30f
 
 struct attention { /* known to the Python side */
@@ -44,37 +44,23 @@ struct state { /* of a piece's rows; a row is a token and a head */
     int64_t rows;
 };
 
-/* Scores of `rows` rows with KEYS keys, each a chain of multiply-adds in the order of the dimensions. */
-INLINE void score(int rows, int64_t dim, const float (*q)[MOST_DIM], const float (*keys)[KEYS], float (*scores)[KEYS]) {
-    floats acc[ROWS][VECTORS];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) acc[r][v] = (floats){0};
-    for (int64_t d = 0; d < dim; d++)
-        for (int v = 0; v < VECTORS; v++) {
-            const floats k = *(const floats *)(keys[d] + v * LANES);
-            for (int r = 0; r < rows; r++) acc[r][v] += q[r][d] * k;
-        }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) *(floats *)(scores[r] + v * LANES) = acc[r][v];
-}
-
-static __attribute__((noinline)) void score_all(int64_t rows, int64_t dim, const float (*q)[MOST_DIM],
-                                                const float (*keys)[KEYS], float (*scores)[KEYS]) {
-    int64_t r = 0;
-    for (; r + ROWS <= rows; r += ROWS) score(ROWS, dim, q + r, keys, scores + r);
-    for (; r < rows; r++) score(1, dim, q + r, keys, scores + r);
+/* Scores of a row with LANES keys: for each the sums of every LANES-th dimension, then those as a tree. */
+INLINE floats score(int64_t dim, const float *q, const float (*keys)[MOST_DIM]) {
+    floats acc[LANES];
+    for (int j = 0; j < LANES; j++) acc[j] = *(const floats *)q * *(const floats *)keys[j];
+    for (int64_t d = LANES; d < dim; d += LANES)
+        for (int j = 0; j < LANES; j++) acc[j] += *(const floats *)(q + d) * *(const floats *)(keys[j] + d);
+    return sums_of(acc);
 }
 
 /* Scores to weights, in place: e^(score − top), 0 where the key is hidden. Returns what the sums so far shrink by. */
 INLINE float weigh(struct state *s, int64_t row, int64_t key, int64_t count, int64_t window, float *scores) {
-    ints lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
     const int32_t last = s->position[row], first = window ? last - (int32_t)window + 1 : 0;
     const int32_t end = (int32_t)(key + count);
     ints seen[VECTORS];
     floats values[VECTORS], most = (floats){0} + s->top[row];
     for (int v = 0; v < VECTORS; v++) {
-        const ints j = lane + (int32_t)(key + v * LANES);
+        const ints j = lanes() + (int32_t)(key + v * LANES);
         seen[v] = (j <= last) & (j >= first) & (j < end);
         values[v] = select(seen[v], (words) * (floats *)(scores + v * LANES), (words)((floats){0} + NOTHING));
         most = largest(most, values[v]);
@@ -93,32 +79,39 @@ INLINE float weigh(struct state *s, int64_t row, int64_t key, int64_t count, int
     return shrink;
 }
 
-INLINE void add_values(struct state *s, int64_t row, int64_t dim, int64_t count, float shrink, const float *weights,
+/* Shrinks what a row has of `vectors` vectors of the head, and adds the weighted values. */
+INLINE void add_part(int vectors, float *out, int64_t count, float shrink, const float *weights,
+                     const float (*values)[MOST_DIM], int64_t d) {
+    floats sum[PART];
+    for (int v = 0; v < vectors; v++) sum[v] = *(const floats *)(out + d + v * LANES) * shrink;
+    for (int64_t j = 0; j < count; j++)
+        for (int v = 0; v < vectors; v++) sum[v] += weights[j] * *(const floats *)(values[j] + d + v * LANES);
+    for (int v = 0; v < vectors; v++) *(floats *)(out + d + v * LANES) = sum[v];
+}
+
+INLINE void add_values(float *out, int64_t dim, int64_t count, float shrink, const float *weights,
                        const float (*values)[MOST_DIM]) {
-    for (int64_t d = 0; d < dim; d += LANES) {
-        floats sum = *(const floats *)(s->out[row] + d) * shrink;
-        for (int64_t j = 0; j < count; j++) sum += weights[j] * *(const floats *)(values[j] + d);
-        *(floats *)(s->out[row] + d) = sum;
-    }
+    int64_t d = 0;
+    for (; d + PART * LANES <= dim; d += PART * LANES) add_part(PART, out, count, shrink, weights, values, d);
+    for (; d < dim; d += LANES) add_part(1, out, count, shrink, weights, values, d);
 }
 
 /* Keys key … key + count − 1, which lie side by side from `at` on. */
 INLINE void chunk(const struct attention *a, enum type type, struct state *s, int64_t at, int64_t key, int64_t count) {
     const int64_t dim = a->head_dim;
-    float keys[MOST_DIM][KEYS], values[KEYS][MOST_DIM], scores[MOST_ROWS][KEYS];
+    float keys[KEYS][MOST_DIM], values[KEYS][MOST_DIM], scores[KEYS];
     for (int64_t j = 0; j < KEYS; j++)
-        for (int64_t d = 0; d < dim; d += LANES) {
-            floats k = {0}; /* of keys past the end, which may hold anything */
+        for (int64_t d = 0; d < dim; d += LANES)
             if (j < count) {
-                k = load(type, a->keys, at + j * dim + d);
+                *(floats *)(keys[j] + d) = load(type, a->keys, at + j * dim + d);
                 *(floats *)(values[j] + d) = load(type, a->values, at + j * dim + d);
+            } else {
+                *(floats *)(keys[j] + d) = (floats){0}; /* in memory past the end may be anything */
             }
-            for (int i = 0; i < LANES; i++) keys[d + i][j] = k[i];
-        }
-    score_all(s->rows, dim, s->q, keys, scores);
     for (int64_t row = 0; row < s->rows; row++) {
-        const float shrink = weigh(s, row, key, count, a->window, scores[row]);
-        add_values(s, row, dim, count, shrink, scores[row], values);
+        for (int v = 0; v < VECTORS; v++) *(floats *)(scores + v * LANES) = score(dim, s->q[row], keys + v * LANES);
+        const float shrink = weigh(s, row, key, count, a->window, scores);
+        add_values(s->out[row], dim, count, shrink, scores, values);
     }
 }
 

@@ -92,6 +92,42 @@ INLINE floats exponential(floats x) {
     return (floats)((words)p + ((words)shifted << 23));
 }
 
+INLINE ints lanes(void) {
+    ints each;
+    for (int i = 0; i < LANES; i++) each[i] = i;
+    return each;
+}
+
+/* Lane i of the result is lane i ^ distance, a constant power of two below LANES. */
+#if !defined(__clang__)
+#define SWAPPED(f, distance) __builtin_shuffle(f, lanes() ^ (distance))
+#elif LANES == 16
+#define SWAPPED(f, d) __builtin_shufflevector(f, f, 0 ^ (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), \
+        7 ^ (d), 8 ^ (d), 9 ^ (d), 10 ^ (d), 11 ^ (d), 12 ^ (d), 13 ^ (d), 14 ^ (d), 15 ^ (d))
+#elif LANES == 8
+#define SWAPPED(f, d) \
+    __builtin_shufflevector(f, f, 0 ^ (d), 1 ^ (d), 2 ^ (d), 3 ^ (d), 4 ^ (d), 5 ^ (d), 6 ^ (d), 7 ^ (d))
+#else
+#define SWAPPED(f, d) __builtin_shufflevector(f, f, 0 ^ (d), 1 ^ (d), 2 ^ (d), 3 ^ (d))
+#endif
+
+/* Of two vectors' sums of `distance` lanes apart: the second's in the lanes that have this bit, the first's elsewhere. */
+#define FOLDED(a, b, distance)                                                                           \
+    (select((lanes() & (distance)) != 0, (words)(b), (words)(a)) +                                       \
+     SWAPPED(select((lanes() & (distance)) != 0, (words)(a), (words)(b)), distance))
+
+/* Lane i: the sum of f[i], as a tree. Overwrites f. */
+INLINE floats sums_of(floats f[LANES]) {
+#if LANES == 16
+    for (int i = 0; i < 8; i++) f[i] = FOLDED(f[i], f[i + 8], 8);
+#endif
+#if LANES >= 8
+    for (int i = 0; i < 4; i++) f[i] = FOLDED(f[i], f[i + 4], 4);
+#endif
+    for (int i = 0; i < 2; i++) f[i] = FOLDED(f[i], f[i + 2], 2);
+    return FOLDED(f[0], f[1], 1);
+}
+
 INLINE float sum_of(floats f) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += f[i];
