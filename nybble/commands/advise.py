@@ -24,9 +24,10 @@ from nybble.core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nybble.perf.advice import Advice, Setting
+    from nybble.perf.advice import Advice
     from nybble.perf.machines import Machine
     from nybble.perf.refine import Tried
+    from nybble.perf.setting import Setting
     from nybble.perf.workload_model import Load
 
 LOAD, MACHINE = "Load", "Machine"
@@ -190,7 +191,7 @@ def _show(
     console: Console,
     on_gpu: bool,
 ) -> None:
-    from nybble.perf.advice import serve_command
+    from nybble.perf.setting import serve_command
 
     what = f"{load.concurrency} at once" if load.concurrency else f"{load.request_rate:g} requests a second"
     devices = f"{advice.num_devices} × " if advice.num_devices > 1 else ""

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from nybble.core.config import DEFAULT_CPU_KV_BYTES, DEFAULT_GPU_MEMORY_UTILIZATION
 from nybble.core.errors import ConfigError
 from nybble.perf.machines import Machine
+from nybble.perf.memory_advice import MOST_UTILIZATION, choose_bytes, choose_utilization, entry_count, kv_dtype
 from nybble.perf.memory_model import MemoryPlan, plan_memory
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.roofline import Roofline
+from nybble.perf.setting import Setting
 from nybble.perf.step_cost import Work
 from nybble.perf.workload_model import (
     DECODE_SHARE,
@@ -33,17 +34,6 @@ GOOD_RATE = 0.95
 """Of the best prefill rate: from there on, longer steps bring little."""
 MOST_GAP = 4
 """TPOT objectives that one gap between tokens may last."""
-MOST_UTILIZATION = 0.97
-"""Above it, what other programs take meanwhile is no longer covered."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A recommendation; `name` is nybble's (vLLM's) name of the setting."""
-
-    name: str
-    value: Any
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +79,9 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         roofline.shape, machine, HALF.itemsize, max_num_seqs=num_seqs, max_num_batched_tokens=budget.value
     )
     if on_gpu:
-        memory = [_choose_utilization(plan, load, num_seqs, notes), _entry_count(plan, load, num_seqs)]
+        memory = [choose_utilization(plan, load, num_seqs, notes), entry_count(plan, load, num_seqs)]
     else:
-        memory = [_choose_bytes(plan, load, num_seqs)]
+        memory = [choose_bytes(plan, load, num_seqs)]
     settings = [
         _devices_setting(devices, num_devices, plan, load),
         Setting("max_num_seqs", num_seqs, why),
@@ -100,7 +90,7 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
             "max_model_len", load.tokens, f"{load.input_len} + {load.output_len} tokens; longer requests are refused"
         ),
         *memory,
-        _kv_dtype(roofline, plan, load, num_seqs),
+        kv_dtype(roofline, plan, load, num_seqs),
     ]
     others = sorted({1, 4, 16, 64, 256, num_seqs // 2, num_seqs, num_seqs * 2} - {0})
     return Advice(
@@ -230,56 +220,6 @@ def _choose_step_tokens(roofline: Roofline, load: Load, num_seqs: int, among: Se
     return Setting("max_num_batched_tokens", fast, why.format(rate=rates[fast] / best, gap=gaps_ms[fast]))
 
 
-def _choose_utilization(plan: MemoryPlan, load: Load, num_seqs: int, notes: list[str]) -> Setting:
-    needed = num_seqs * load.tokens
-    least = plan.utilization_for(needed)
-    value = max(DEFAULT_GPU_MEMORY_UTILIZATION, min(MOST_UTILIZATION, round(least + 0.005, 2)))
-    why = f"{needed:,} tokens of KV need {least:.2f}; {value:g} gives {plan.kv_tokens(value):,}"
-    if least > value:
-        fits = plan.kv_tokens(value) // load.tokens
-        notes.append(f"KV memory holds {fits} whole requests of {num_seqs}: some will be preempted and computed again")
-    elif value > least:
-        why += ", and what is not in use keeps prefixes"
-    return Setting("gpu_memory_utilization", value, why)
-
-
-def _choose_bytes(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
-    needed = num_seqs * load.tokens * plan.kv_bytes_per_token
-    value = min(max(2 * needed, DEFAULT_CPU_KV_BYTES), int(plan.room_bytes))
-    return Setting(
-        "kv_cache_memory_bytes",
-        value,
-        f"{num_seqs * load.tokens:,} tokens of KV need {needed / 1e9:.3g} GB; what is not in use keeps prefixes",
-    )
-
-
-def _entry_count(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
-    """LMDeploy's way to say it: a share of what the weights leave, out of which a step's workspace must come too."""
-    safe = plan.room_bytes / plan.free_bytes
-    needed = plan.entry_count_for(num_seqs * load.tokens)
-    value = min(max(needed, 0.8), int(safe * 100) / 100)
-    return Setting(
-        "cache_max_entry_count",
-        round(value, 2),
-        f"the same for engines that take a share of what weights leave free: the load needs {needed:.2f}, and above "
-        f"{safe:.2f} a step at its worst ({plan.workspace_bytes / 1e9:.2f} GB) has no room",
-    )
-
-
-def _kv_dtype(roofline: Roofline, plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
-    context_len = load.input_len + (load.output_len + 1) // 2
-    work = Work.decode(num_seqs, context_len)
-    narrow = Roofline(roofline.shape, roofline.machine, roofline.dtype, kv_itemsize=1)
-    gain = roofline.seconds(work) / narrow.seconds(work) - 1
-    fits = plan.most_kv_tokens // load.tokens
-    return Setting(
-        "kv_cache_dtype",
-        "auto",
-        f"16 bit, the only one that nybble has; 8 bits would hold {2 * fits:,} requests instead of {fits:,} and make "
-        f"decode steps {gain:.1%} faster at the most",
-    )
-
-
 def _devices_setting(devices: int, num_devices: int, plan: MemoryPlan, load: Load) -> Setting:
     why = f"{plan.weight_bytes / 1e9:.1f} GB of weights a device leave room for {plan.most_kv_tokens:,} tokens of KV"
     if devices < num_devices:
@@ -287,18 +227,3 @@ def _devices_setting(devices: int, num_devices: int, plan: MemoryPlan, load: Loa
     if devices > 1:
         why += "; nybble itself runs on one device, so this is a plan for engines that split"
     return Setting("tensor_parallel_size", devices, why)
-
-
-def serve_command(model: str, settings: Sequence[Setting]) -> str:
-    """The line that starts a server so."""
-    flags = (
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "max_model_len",
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-    )
-    given = " ".join(
-        f"--{setting.name.replace('_', '-')} {setting.value}" for setting in settings if setting.name in flags
-    )
-    return f"nybble serve {model} {given}"

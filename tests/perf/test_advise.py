@@ -11,11 +11,12 @@ from nybble.cli import main
 from nybble.core.config import EngineConfig
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
-from nybble.perf.advice import advise, serve_command
+from nybble.perf.advice import advise
 from nybble.perf.machines import find_machine
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.refine import Tried
+from nybble.perf.setting import serve_command
 from nybble.perf.trial import Trial, run_trial
 from nybble.perf.workload_model import Load, most_seqs, outcome, seqs_for_rate
 
