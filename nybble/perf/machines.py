@@ -15,6 +15,8 @@ from nybble.core.errors import ConfigError
 READ_SHARE = 0.92
 MATH_SHARE = 0.80
 LINK_SHARE = 0.80
+FASTEST_PCIE_GB = 50
+"""A second, one way, of version 5 with 16 lanes; what is faster is NVLink."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,13 @@ def _gpu(
         flops_per_second=tflops * 1e12,
         integer_ops_per_second=units * lanes * ghz * 1e9,
         link_bytes_per_second=link_gb * 1e9,
-        # One-shot all-reduces over NVLink take some 8 µs; over PCIe, where data goes through the host, some 25.
-        link_seconds=8e-6 if link_gb >= 100 else 25e-6,
+        link_seconds=_link_seconds(link_gb),
     )
+
+
+def _link_seconds(link_gb: float) -> float:
+    """One-shot all-reduces over NVLink take some 8 µs; over PCIe, where data goes through the host, some 25."""
+    return 8e-6 if link_gb > FASTEST_PCIE_GB else 25e-6
 
 
 MACHINES = (
@@ -124,7 +130,9 @@ def describe(
         if tflops is not None:
             scaled["flops_per_second"] = tflops * 1e12
         machine = replace(machine, **scaled)  # type: ignore[arg-type]
-    return machine if link_gb_s is None else replace(machine, link_bytes_per_second=link_gb_s * 1e9)
+    if link_gb_s is None:
+        return machine
+    return replace(machine, link_bytes_per_second=link_gb_s * 1e9, link_seconds=_link_seconds(link_gb_s))
 
 
 def _plain(name: str) -> str:

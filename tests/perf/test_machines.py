@@ -51,6 +51,7 @@ def test_a_machine_may_be_described_in_full_or_in_part() -> None:
     changed = describe("RTX 3090", **NOTHING | {"read_gb_s": 900.0, "link_gb_s": 56.0})
     assert changed.read_bytes_per_second == 900e9
     assert changed.link_bytes_per_second == 56e9
+    assert changed.link_seconds < find_machine("RTX 3090").link_seconds, "NVLink"
     assert changed.flops_per_second == find_machine("RTX 3090").flops_per_second
     with pytest.raises(ConfigError, match="not in the table"):
         describe("mine", **NOTHING | {"memory_gb": 80.0, "tflops": 100.0})
