@@ -203,7 +203,9 @@ def _show(
     console.print()
     show_rows_of(_by_seqs(advice, on_gpu), console)
     if on_gpu:
-        words = "expected: the roofline at the shares of it that nybble reaches on an H100; limit: the roofline"
+        words = (
+            "limit: the roofline; expected: as nybble came to it on an H100 (reading, computing and launches in turn)"
+        )
     else:
         words = "limit: the roofline, which a CPU stays far below; --measure says by how much"
     console.print(f"[dim]{words}[/]\n")

@@ -134,9 +134,7 @@ def profile(
             device, memory_gb=memory_gb, read_gb_s=read_gb_s, tflops=tflops, link_gb_s=link_gb_s
         )
         shape = read_shape(model, synthetic)
-        document = dry_profile(
-            shape, machine, num_devices, batches, context_len, 2048 if prefill_len is None else prefill_len, settings
-        )
+        document = dry_profile(shape, machine, num_devices, batches, context_len, prefill_len, settings)
     else:
         engine = {**engine, "device": device, "enable_prefix_caching": False}
         document = measured_profile(

@@ -17,9 +17,9 @@ from nybble.perf.roofline import Roofline
 from nybble.perf.setting import Setting
 from nybble.perf.step_cost import Work
 from nybble.perf.workload_model import (
-    DECODE_SHARE,
     Load,
     Outcome,
+    expected_decode_seconds,
     expected_prefill_seconds,
     most_seqs,
     outcome,
@@ -71,6 +71,12 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         raise ConfigError(
             f"a request of {load.tokens} tokens does not fit: there is room for {room} tokens of KV on {devices} × "
             f"{machine.name}; give more devices, or shorter lengths"
+        )
+    positions = shape.config.max_position_embeddings
+    if load.tokens > positions:
+        raise ConfigError(
+            f"--input-len {load.input_len} and --output-len {load.output_len} make {load.tokens} tokens, more than the "
+            f"model's {positions} positions"
         )
     notes: list[str] = []
     num_seqs, why = _choose_seqs(roofline, load, min(most_fitting, MOST_SEQS), notes)
@@ -186,7 +192,8 @@ def _wanted_at_once(load: Load, most: int, notes: list[str]) -> tuple[int, str]:
     if load.concurrency <= most:
         return load.concurrency, f"all {load.concurrency} streams at once"
     notes.append(f"{load.concurrency - most} of {load.concurrency} streams wait at any time, up to a request's life")
-    return most, f"the KV cache holds {most} of {load.concurrency} streams; the others wait"
+    holds = "at most" if most == MOST_SEQS else "the KV cache holds"
+    return most, f"{holds} {most} of {load.concurrency} streams; the others wait"
 
 
 def _wanted_by_rate(roofline: Roofline, load: Load, most: int, notes: list[str]) -> tuple[int, str]:
@@ -206,7 +213,7 @@ def _wanted_by_rate(roofline: Roofline, load: Load, most: int, notes: list[str])
 def _choose_step_tokens(roofline: Roofline, load: Load, num_seqs: int, among: Sequence[int]) -> Setting:
     """The step that carries a prompt's chunk is longer, for all who decode in it."""
     context_len = load.input_len + (load.output_len + 1) // 2
-    decode = roofline.seconds(Work.decode(num_seqs, context_len)) / DECODE_SHARE
+    decode = expected_decode_seconds(roofline, Work.decode(num_seqs, context_len))
     choices = [tokens for tokens in among if tokens > num_seqs] or [2 * num_seqs]
     gaps_ms = {tokens: (decode + expected_prefill_seconds(roofline, tokens - num_seqs)) * 1e3 for tokens in choices}
     rates = {tokens: tokens / expected_prefill_seconds(roofline, tokens) for tokens in choices}

@@ -26,6 +26,8 @@ from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
 from nybble.progress import Progress
 
 PLANNED_UTILIZATION = 0.9
+PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
+"""Of a prefill step, where nobody says."""
 STEP_TOKENS = {"cuda": 8192, "cpu": 512}
 """`max_num_batched_tokens`, where nobody says."""
 
@@ -36,14 +38,24 @@ def dry_profile(
     num_devices: int,
     batches: Sequence[int],
     context_len: int,
-    prefill_len: int,
+    prefill_len: int | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The roofline of each step, from config.json and the machine's table entry.
 
+    Args:
+        prefill_len: 0: no prefill step; None: 2048 tokens, or as many as the model has positions.
+
     Raises:
-        ConfigError: the model cannot be split so.
+        ConfigError: the model cannot be split so, or has fewer positions.
     """
+    positions = shape.config.max_position_embeddings
+    prefill_len = min(PREFILL_TOKENS["cuda"], positions) if prefill_len is None else prefill_len
+    longest = max(context_len, prefill_len)
+    if longest > positions:
+        raise ConfigError(
+            f"{longest} tokens (--context-len, --prefill-len) are more than the model's {positions} positions"
+        )
     machine = machine.sustained()
     dtype = torch.float16
     whole = Roofline(shape, machine, dtype)
@@ -100,7 +112,7 @@ def measured_profile(
         dtype = getattr(torch, llm.config.dtype)
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
         if prefill_len is None:
-            prefill_len = min(2048 if device == "cuda" else 256, llm.config.max_num_batched_tokens, longest - 1)
+            prefill_len = min(PREFILL_TOKENS[device], llm.config.max_num_batched_tokens, longest - 1)
         measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
         capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")

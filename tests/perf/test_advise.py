@@ -11,14 +11,23 @@ from nybble.cli import main
 from nybble.core.config import EngineConfig
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
-from nybble.perf.advice import advise
+from nybble.perf.advice import HALF, advise
 from nybble.perf.machines import find_machine
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.refine import Tried
+from nybble.perf.roofline import Roofline
 from nybble.perf.setting import serve_command
+from nybble.perf.step_cost import Work
 from nybble.perf.trial import Trial, run_trial
-from nybble.perf.workload_model import Load, most_seqs, outcome, seqs_for_rate
+from nybble.perf.workload_model import (
+    Load,
+    expected_decode_seconds,
+    expected_prefill_seconds,
+    most_seqs,
+    outcome,
+    seqs_for_rate,
+)
 
 H200, RTX = find_machine("H200"), find_machine("RTX 3090")
 
@@ -113,10 +122,20 @@ def test_what_is_recommended_are_settings_of_the_engine(qwen: ModelShape) -> Non
     assert set(settings) == {"max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization"}
 
 
-def test_the_workload_model_is_consistent(qwen: ModelShape) -> None:
-    from nybble.perf.advice import HALF
-    from nybble.perf.roofline import Roofline
+def test_expected_steps_meet_those_measured(qwen: ModelShape) -> None:
+    """Data-sheet rates and 3 µs a launch, nothing else, against bench/results."""
+    path = Path(__file__).parents[2] / "bench" / "results" / "latency-qwen2.5-32b-awq-h100-fp16.json"
+    rows = json.loads(path.read_text())["results"]
+    roofline = Roofline(qwen, find_machine("H100").sustained(), HALF)
+    for row in rows:
+        work = Work.decode(row["batch"], row["input_len"] + row["output_len"] // 2)
+        assert expected_decode_seconds(roofline, work) * 1e3 == pytest.approx(row["decode_step_ms"], rel=0.06)
+    large = max(rows, key=lambda row: row["batch"])
+    tokens = 8192  # what a step takes of its prompts
+    assert tokens / expected_prefill_seconds(roofline, tokens) == pytest.approx(large["prefill_tok_s"], rel=0.05)
 
+
+def test_the_workload_model_is_consistent(qwen: ModelShape) -> None:
     roofline, asked = Roofline(qwen, H200.sustained(), HALF), load(tpot_ms=20)
     outcomes = [outcome(roofline, asked, n) for n in range(1, 65)]
     assert [o.tpot_ms for o in outcomes] == sorted(o.tpot_ms for o in outcomes)
@@ -209,6 +228,10 @@ def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["tiny", "--concurrency", "4", "--read-gb-s", "5"], "--read-gb-s describes a machine that is not here"),
         (["tiny", "--concurrency", "4", "--device", "H200", "--goodput", "e2el:5"], "--goodput e2el"),
         (["tiny", "--concurrency", "4", "--device", "H200", "--output", "/nowhere/x"], "/nowhere is no directory"),
+        (
+            ["tiny", "--concurrency", "4", "--device", "H200", "--input-len", "2000"],
+            "make 2128 tokens, more than the model",
+        ),
         (["/nowhere", "--concurrency", "4", "--device", "H200"], "/nowhere: no such directory"),
     ],
 )

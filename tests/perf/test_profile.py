@@ -162,6 +162,10 @@ def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: p
         (["tiny", "--tflops", "5"], "--tflops describes a machine that is not here"),
         (["tiny", "--trace"], "--trace writes trace.json into the folder of --out"),
         (["tiny", "--dry-run", "--device", "H200", "--out", "/proc/version/x"], "--out /proc/version/x"),
+        (
+            ["tiny", "--dry-run", "--device", "H200", "--context-len", "5000"],
+            "5000 tokens (--context-len, --prefill-len)",
+        ),
         (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
         (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
         (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
