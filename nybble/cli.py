@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
 from nybble.commands.imports import ctrl_c_exits
 
@@ -20,6 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: None: those of the process, which ends with this call, so that Ctrl-C is ignored at the end.
     """
+    if arguments is None:
+        sys.unraisablehook = repeat_lost_interrupt
     try:
         try:
             code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -61,6 +64,16 @@ def _run(arguments: list[str]) -> int | str | None:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return _fail(f"error: {what}  (--debug shows where)", 1, is_debug)
     return 0
+
+
+def repeat_lost_interrupt(lost: sys.UnraisableHookArgs) -> None:
+    """A `sys.unraisablehook`: Ctrl-C in a callback, where Python can only print it, comes again a moment later."""
+    if lost.exc_type is KeyboardInterrupt:
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _prepare_streams() -> None:

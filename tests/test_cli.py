@@ -265,6 +265,31 @@ def test_ctrl_c_at_the_start_shows_no_traceback(delay: float) -> None:
     assert (process.returncode, error) == (130, "")
 
 
+LOST = """
+import sys, time, weakref
+from nybble.cli import repeat_lost_interrupt
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+sys.unraisablehook = repeat_lost_interrupt
+class Thing: ...
+thing = Thing()
+reference = weakref.ref(thing, interrupted)
+try:
+    del thing
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("came again")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_callback_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=15)
+    assert (done.stdout, done.stderr) == ("came again\n", "")
+
+
 @pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = " ".join([*NYBBLE, "generate", "tiny", "Count", "-q", *SMALL, *ENDLESS]) + " | head -c 1"
