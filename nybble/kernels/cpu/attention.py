@@ -57,6 +57,7 @@ def launch(
     sliding_window: int | None,
 ) -> torch.Tensor:
     tokens, heads, head_dim = q.shape
+    assert q.dtype == key_cache.dtype == value_cache.dtype, (q.dtype, key_cache.dtype)
     assert q.stride()[1:] == (head_dim, 1), q.stride()
     assert key_cache.is_contiguous(), key_cache.stride()
     assert value_cache.is_contiguous(), value_cache.stride()
