@@ -133,7 +133,10 @@ def profile(
         machine: Machine = describe(
             device, memory_gb=memory_gb, read_gb_s=read_gb_s, tflops=tflops, link_gb_s=link_gb_s
         )
-        shape = read_shape(model, synthetic)
+        if unused := set(engine) - {"revision", "download_dir"}:
+            name = min(unused).replace("_", "-")
+            raise ConfigError(f"--{name} is a setting of an engine, and --dry-run makes none")
+        shape = read_shape(model, synthetic, **engine)
         document = dry_profile(shape, machine, num_devices, batches, context_len, prefill_len, settings)
     else:
         engine = {**engine, "device": device, "enable_prefix_caching": False}
@@ -161,7 +164,7 @@ def profile(
     print(json.dumps(last, ensure_ascii=False), flush=True)
 
 
-def read_shape(model: str | None, synthetic: str | None) -> ModelShape:
+def read_shape(model: str | None, synthetic: str | None, **where: str) -> ModelShape:
     """From a model's config.json, or that of a known shape."""
     from nybble.bench.synthetic import synthetic_config
     from nybble.perf.model_shape import ModelShape, read_model
@@ -169,7 +172,7 @@ def read_shape(model: str | None, synthetic: str | None) -> ModelShape:
     if synthetic is not None:
         return ModelShape.read(synthetic_config(synthetic))
     assert model is not None
-    return read_model(model)
+    return read_model(model, **where)
 
 
 def make_folder(out: Path) -> None:

@@ -140,13 +140,16 @@ class ModelShape:
         return sum(linear.in_features * linear.out_features * count for linear, count in quantized)
 
 
-def read_model(model: str) -> ModelShape:
+def read_model(model: str, **where: str) -> ModelShape:
     """The shape of a model directory, of `tiny`, or of a Hugging Face id whose config.json is fetched.
+
+    Args:
+        where: `revision` and `download_dir` of `EngineConfig`.
 
     Raises:
         ModelError, UnsupportedError: there is none, or nybble does not run it.
     """
-    checkpoint = Checkpoint.locate(EngineConfig.from_settings(model=model, load_format="dummy"))
+    checkpoint = Checkpoint.locate(EngineConfig.from_settings(model=model, load_format="dummy", **where))
     return read_checkpoint(checkpoint)
 
 

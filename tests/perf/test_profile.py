@@ -166,6 +166,7 @@ def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: p
             ["tiny", "--dry-run", "--device", "H200", "--context-len", "5000"],
             "5000 tokens (--context-len, --prefill-len)",
         ),
+        (["tiny", "--dry-run", "--device", "H200", "--max-num-seqs", "5"], "--max-num-seqs is a setting of an engine"),
         (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
         (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
         (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
