@@ -109,6 +109,8 @@ def profile(
     flags.check_repeats(repeats)
     described = {"--memory-gb": memory_gb, "--read-gb-s": read_gb_s, "--tflops": tflops, "--link-gb-s": link_gb_s}
     _check(dry_run, device, num_devices, described)
+    if trace and dry_run:
+        raise ConfigError("--trace shows what ran, and with --dry-run nothing does")
     if trace and out is None:
         raise ConfigError("--trace writes trace.json into the folder of --out: give one")
     if out is not None:

@@ -160,6 +160,7 @@ def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: p
         (["tiny", "--dry-run", "--device", "TPU"], "--device TPU: not in the table"),
         (["tiny", "--num-devices", "2"], "--num-devices: an engine runs on one device"),
         (["tiny", "--tflops", "5"], "--tflops describes a machine that is not here"),
+        (["tiny", "--trace", "--dry-run", "--device", "H200"], "--trace shows what ran"),
         (["tiny", "--trace"], "--trace writes trace.json into the folder of --out"),
         (["tiny", "--dry-run", "--device", "H200", "--out", "/proc/version/x"], "--out /proc/version/x"),
         (
