@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import selectors
 import socket
 import time
 import weakref
@@ -16,7 +17,7 @@ from support.server import connect, make_app, on_port, request_of, run, tiny_tok
 
 from nybble.server.collector import QUIET, collect_when_quiet
 from nybble.server.settings import Limits
-from nybble.server.turns import NUM_A_TURN, NUM_SOCKETS_A_TURN, Door, make_loop
+from nybble.server.turns import NUM_A_TURN, NUM_SOCKETS_A_TURN, Door, FewSockets, make_loop
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
@@ -163,6 +164,34 @@ def test_the_door_lets_a_few_in_each_turn() -> None:
         assert seen[-1] == 50
 
     run(main)
+
+
+def test_the_door_stays_open_when_a_reading_fails() -> None:
+    async def main() -> None:
+        door, seen, failures = Door(), [], []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context["exception"]))
+        door.queue(lambda: 1 / 0)
+        for number in range(3 * NUM_A_TURN):
+            door.queue(lambda number=number: seen.append(number))
+        await until(lambda: len(seen) == 3 * NUM_A_TURN)
+        assert [type(failure) for failure in failures] == [ZeroDivisionError]
+
+    run(main)
+
+
+def test_sockets_that_always_have_something_keep_nobody_out() -> None:
+    selector = FewSockets()
+    pairs = [socket.socketpair() for _ in range(2 * NUM_SOCKETS_A_TURN + 1)]
+    for ours, theirs in pairs:
+        selector.register(ours, selectors.EVENT_READ)
+        theirs.send(b"x")  # and it is never read
+    turns = [{key.fd for key, _ in selector.select(0)} for _ in range(3)]
+    selector.close()
+    for pair in pairs:
+        for end in pair:
+            end.close()
+    assert [len(turn) for turn in turns] == [NUM_SOCKETS_A_TURN] * 3
+    assert len(set.union(*turns)) == len(pairs)
 
 
 def test_a_thousand_sockets_at_once_leave_room_for_others() -> None:
