@@ -193,7 +193,7 @@ def test_on_a_gpu_kernels_are_known_and_fill_the_step(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "profile.json").read_text())
     for row in document["steps"]:
         shares = {kind["kind"]: kind["share"] for kind in row["kinds"]}
-        if row["step"] == "decode":  # a short prefill of a small model mostly waits for the host
-            assert shares["weight GEMMs"] > 0.2
+        # Of the device's time: a short prefill of a small model mostly waits for the host.
+        assert shares["weight GEMMs"] > 0.2 * (1 - shares["host gaps"])
         assert shares.get("other on the device", 0) < 0.25
         assert sum(shares.values()) == pytest.approx(1, abs=0.1)
