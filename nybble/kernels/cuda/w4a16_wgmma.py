@@ -1,4 +1,4 @@
-"""int4_linear and int4_gated on Hopper: `w4a16_wgmma.cu`, its weight layout and its launch.
+"""int4_linear, int4_gated and int4_qkv on Hopper: `w4a16_wgmma.cu`, its weight layout and its launch.
 
 A weight becomes units of 64 rows × 128 k, [row units, units of K], each one contiguous chunk of bytes:
 
@@ -41,20 +41,35 @@ SLICED_TOKENS = 256  # up to here several launches beat a 16-bit copy of the wei
 
 @dataclass(frozen=True)
 class Tuning:
-    """Compile-time choices of the kernel; w4a16_wgmma.cu explains them."""
+    """Compile-time choices of the kernel; w4a16_units.cuh explains them."""
 
     token_tiles: int  # of 8 tokens
     fold: bool
     warpgroups: int
     slots: int
+    wgmma: bool = True  # else mma.sync
+
+    @property
+    def consumers(self) -> int:
+        """Threads that multiply."""
+        return 128 * self.warpgroups
+
+    @property
+    def helpers(self) -> int:
+        """Threads that bring weights and x; for mma.sync also those that sum x."""
+        return 32 if self.wgmma else 64
 
 
 def tuning_for(tokens: int) -> Tuning:
-    """What was fastest over the linears of Qwen2.5-32B (docs/log.md, 2026-11-26)."""
+    """What was fastest over the linears of Qwen2.5-32B (docs/log.md, 2026-11-26 and 27).
+
+    Up to 16 tokens a ring takes more than half of a multiprocessor's shared memory: were there room for two blocks, two
+    of one launch would meet on one multiprocessor and leave another without any.
+    """
     if tokens <= 8:
-        return Tuning(token_tiles=1, fold=False, warpgroups=2, slots=9)
+        return Tuning(token_tiles=1, fold=False, warpgroups=3, slots=8, wgmma=False)
     if tokens <= 16:
-        return Tuning(token_tiles=2, fold=False, warpgroups=2, slots=8)
+        return Tuning(token_tiles=2, fold=False, warpgroups=3, slots=7, wgmma=False)
     if tokens <= 32:
         return Tuning(token_tiles=4, fold=False, warpgroups=3, slots=5)
     if tokens <= 64:
@@ -201,8 +216,8 @@ class Scratch:
         self.flags = torch.zeros(blocks, 64, dtype=torch.int32, device=device)
 
     def sums(self, tuning: Tuning) -> torch.Tensor:
-        """[blocks, a tile's sums at most]; up to two token tiles a part is its own flag (`kFlagged` in the kernel)."""
-        sums = self._few if tuning.token_tiles <= 2 else self._many
+        """[blocks, a tile's sums at most]; of mma.sync a part is its own flag (`kFlagged` in the kernel)."""
+        sums = self._many if tuning.wgmma else self._few
         assert tuning.warpgroups * UNIT_ROWS * 8 * tuning.token_tiles <= sums.shape[1], tuning
         return sums
 
@@ -212,8 +227,25 @@ def scratch(device: torch.device, stream: int) -> Scratch:
     return Scratch(device)
 
 
+class Linear(ctypes.Structure):
+    """`struct Linear` of w4a16_units.cuh."""
+
+    _fields_ = (
+        ("x_map", ctypes.c_byte * 128),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "y")),
+        *((name, ctypes.c_int) for name in ("out_features", "row_units", "units_k", "quota", "extra", "half")),
+        ("padding", ctypes.c_byte * 16),  # to a multiple of 64
+    )
+
+
+class Parts(ctypes.Structure):
+    """`struct Parts` of w4a16_units.cuh."""
+
+    _fields_ = (("sums", ctypes.c_void_p), ("flags", ctypes.c_void_p))
+
+
 class Rotation(ctypes.Structure):
-    """`struct Rotation` of w4a16_wgmma.cu."""
+    """`struct Rotation` of w4a16_units.cuh."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("positions", "slots", "cos_sin", "key_cache", "value_cache")),
@@ -225,11 +257,11 @@ class Arguments(ctypes.Structure):
     """`struct Arguments` of w4a16_wgmma.cu."""
 
     _fields_ = (
-        ("x_map", ctypes.c_byte * 128),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "y", "partial", "flags")),
-        *((name, ctypes.c_int) for name in ("tokens", "out_features", "row_units", "units_k")),
-        *((name, ctypes.c_int) for name in ("quota", "extra", "half")),
+        ("linear", Linear),
+        ("parts", Parts),
         ("rotation", Rotation),
+        ("tokens", ctypes.c_int),
+        ("padding", ctypes.c_byte * 52),
     )
 
 
@@ -282,27 +314,11 @@ def multiply(
     packing.check_operands(x, packed, MAX_TOKENS)
     tokens = x.shape[0]
     tuning = tuning or tuning_for(tokens)
-    row_units, units, _ = packed.units.shape
-    work = plan(row_units, units, torch.cuda.get_device_properties(x.device).multi_processor_count, tuning)
-    width = 8 * tuning.token_tiles
-    parts = scratch(x.device, torch.cuda.current_stream(x.device).cuda_stream)
     arguments = Arguments(
-        x_map=(ctypes.c_byte * 128).from_buffer_copy(
-            tensor_map(x.data_ptr(), tokens, x.shape[1], x.stride(0), x.dtype == torch.bfloat16, width)
-        ),
-        weight=packed.units.data_ptr(),
-        bias=None if bias is None else bias.data_ptr(),
-        y=y.data_ptr(),
-        partial=parts.sums(tuning).data_ptr(),
-        flags=parts.flags.data_ptr(),
-        tokens=tokens,
-        out_features=packed.out_features,
-        row_units=row_units,
-        units_k=units,
-        quota=work.quota,
-        extra=work.extra,
-        half=packed.half,
+        linear=linear_argument(x, packed, bias, y, tuning),
+        parts=parts_argument(x.device, tuning),
         rotation=rotation or Rotation(),
+        tokens=tokens,
     )
     choices = defines(
         tuning,
@@ -312,12 +328,47 @@ def multiply(
         rotated=rotation is not None,
     )
     nvrtc.kernel(SOURCE, "w4a16", choices, x.device).launch(
-        grid=work.blocks,
-        threads=128 * tuning.warpgroups + 32,
+        grid=plan_for(packed, x.device, tuning).blocks,
+        threads=tuning.consumers + tuning.helpers,
         shared_bytes=shared_bytes(tuning, packed.group_size),
         arguments=arguments,
         overlap=overlap,
     )
+
+
+def linear_argument(
+    x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, y: torch.Tensor, tuning: Tuning
+) -> Linear:
+    """y = x Wᵀ + bias as the kernel wants to be told."""
+    row_units, units, _ = packed.units.shape
+    work = plan_for(packed, x.device, tuning)
+    x_map = tensor_map(
+        x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), x.dtype == torch.bfloat16, 8 * tuning.token_tiles
+    )
+    return Linear(
+        x_map=(ctypes.c_byte * 128).from_buffer_copy(x_map),
+        weight=packed.units.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        y=y.data_ptr(),
+        out_features=packed.out_features,
+        row_units=row_units,
+        units_k=units,
+        quota=work.quota,
+        extra=work.extra,
+        half=packed.half,
+    )
+
+
+def parts_argument(device: torch.device, tuning: Tuning) -> Parts:
+    """Where the blocks of the current stream's launches leave their parts."""
+    parts = scratch(device, torch.cuda.current_stream(device).cuda_stream)
+    return Parts(sums=parts.sums(tuning).data_ptr(), flags=parts.flags.data_ptr())
+
+
+def plan_for(packed: Packed, device: torch.device, tuning: Tuning) -> Plan:
+    """How this GPU divides the product."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return plan(packed.units.shape[0], packed.units.shape[1], processors, tuning)
 
 
 def defines(
@@ -330,13 +381,17 @@ def defines(
         ("GATED", int(gated)),
         ("ROTATED", int(rotated)),
         ("TOKEN_TILES", tuning.token_tiles),
-        ("FOLD", int(tuning.fold or group_size < UNIT_K)),
+        ("WGMMA", int(tuning.wgmma)),
+        ("FOLD", int(tuning.wgmma and (tuning.fold or group_size < UNIT_K))),
         ("WARPGROUPS", tuning.warpgroups),
         ("SLOTS", tuning.slots),
     )
 
 
 def shared_bytes(tuning: Tuning, group_size: int) -> int:
-    """`sizeof(Shared)` of w4a16_wgmma.cu."""
-    x_bytes = 8 * tuning.token_tiles * UNIT_K * 2
-    return tuning.slots * (x_bytes + tuning.warpgroups * packing.unit_bytes(UNIT_ROWS, group_size) + 16)
+    """`sizeof(Shared)` of w4a16_units.cuh."""
+    tokens = 8 * tuning.token_tiles
+    barriers = 16 if tuning.wgmma else 24
+    x_sums = 0 if tuning.wgmma else UNIT_K // group_size * tokens * 4
+    unit = packing.unit_bytes(UNIT_ROWS, group_size)
+    return tuning.slots * (tokens * UNIT_K * 2 + tuning.warpgroups * unit + barriers + x_sums)

@@ -31,23 +31,6 @@ template <int kTokenTiles>
 struct Wgmma;
 
 template <>
-struct Wgmma<1> {
-    static __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned long long b, int add) {
-        asm volatile("{.reg .pred p; setp.ne.b32 p, %9, 0;" NYBBLE_WGMMA(8) "%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, 0;}"
-            : NYBBLE_D4(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-    }
-};
-
-template <>
-struct Wgmma<2> {
-    static __device__ __forceinline__ void multiply(float (&d)[8], const unsigned (&a)[4], unsigned long long b, int add) {
-        asm volatile("{.reg .pred p; setp.ne.b32 p, %13, 0;" NYBBLE_WGMMA(16)
-            "%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, 0;}"
-            : NYBBLE_D4(0), NYBBLE_D4(4) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
-    }
-};
-
-template <>
 struct Wgmma<4> {
     static __device__ __forceinline__ void multiply(float (&d)[16], const unsigned (&a)[4], unsigned long long b, int add) {
         asm volatile("{.reg .pred p; setp.ne.b32 p, %21, 0;" NYBBLE_WGMMA(32)

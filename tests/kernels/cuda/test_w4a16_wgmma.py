@@ -82,7 +82,7 @@ def test_the_sources_compile_without_spills(bf16: int, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("there is no nvcc")
-    for tokens, group_size in ((1, 128), (16, 32), (32, 128), (64, 64), (128, 128)):
+    for tokens, group_size in ((1, 128), (8, 32), (16, 32), (16, 128), (32, 128), (64, 64), (128, 128)):
         values = w4a16_wgmma.defines(
             w4a16_wgmma.tuning_for(tokens), bf16=bf16, group_size=group_size, gated=tokens == 16
         )
