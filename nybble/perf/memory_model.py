@@ -21,6 +21,8 @@ LOGIT_COPIES = 8
 """fp32 [sequences, vocabulary] tensors that the sampler holds at its worst: sorting has values and 64-bit indices."""
 GRAPH_BYTES = 10_000_000
 """Of one captured decode graph."""
+MOST_UTILIZATION = 0.97
+"""That a plan asks for: above it, what other programs take meanwhile is no longer covered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class MemoryPlan:
 
     @property
     def most_kv_tokens(self) -> int:
-        return max(0, int(self.room_bytes // self.kv_bytes_per_token))
+        """At MOST_UTILIZATION; 0: the model does not fit."""
+        return self.kv_tokens(MOST_UTILIZATION)
 
     def kv_tokens(self, utilization: float) -> int:
         """That `gpu_memory_utilization` leaves room for."""

@@ -16,7 +16,7 @@ from nybble.llm import LLM
 from nybble.perf.ceilings import Ceilings, measure_ceilings
 from nybble.perf.decoding import steps_ahead
 from nybble.perf.intervals import Interval, write_trace
-from nybble.perf.machines import Machine, find_machine
+from nybble.perf.machines import Machine, check_link, in_table
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape, read_checkpoint
 from nybble.perf.profile_document import Capacity, make_document, step_row
@@ -47,8 +47,9 @@ def dry_profile(
         prefill_len: 0: no prefill step; None: 2048 tokens, or as many as the model has positions.
 
     Raises:
-        ConfigError: the model cannot be split so, or has fewer positions.
+        ConfigError: the model cannot be split so, or has fewer positions; or nothing is known of the machines' link.
     """
+    check_link(machine, num_devices)
     positions = shape.config.max_position_embeddings
     prefill_len = min(PREFILL_TOKENS["cuda"], positions) if prefill_len is None else prefill_len
     longest = max(context_len, prefill_len)
@@ -98,7 +99,8 @@ def measured_profile(
     Args:
         prefill_len: 0: no prefill step; None: 2048 tokens, on a CPU 256, or as many as the model and a step take.
     """
-    machine, device = this_machine(engine.get("device") or "auto", measured=True)
+    device = device_here(engine.get("device") or "auto")
+    machine = this_machine(device, measured=True)
     budget = max(engine.get("max_num_batched_tokens") or STEP_TOKENS[device], max(batches))
     num_steps_in_all = steps_needed(num_steps, repeats) + steps_ahead(max(batches), context_len, budget)
     longest = max(context_len + num_steps_in_all, prefill_len or 0) + 1
@@ -149,30 +151,34 @@ def _measure(
     return measured
 
 
-def this_machine(device: str, *, measured: bool = False) -> tuple[Machine, str]:
-    """The machine that this runs on, and "cpu" or "cuda": rates as in the table where it has the GPU, else measured.
-
-    Args:
-        device: auto, cpu or cuda.
-        measured: measure its rates in any case.
+def device_here(device: str) -> str:
+    """What `auto`, `cpu` or `cuda` comes to on this machine: cpu or cuda.
 
     Raises:
         ConfigError: cuda, and there is none.
     """
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        found = measure_ceilings(torch.device("cpu"), torch.float32)
-        return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None), "cpu"
-    if not torch.cuda.is_available():
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
         raise ConfigError("--device cuda, but torch finds no CUDA device; see `nybble doctor`")
+    return "cuda" if has_cuda and device != "cpu" else "cpu"
+
+
+def this_machine(device: str, *, measured: bool = False) -> Machine:
+    """The machine that this runs on: rates as in the table where it has the GPU, else measured.
+
+    Args:
+        device: cpu or cuda, as `device_here` says.
+        measured: measure its rates in any case.
+    """
+    if device == "cpu":
+        found = measure_ceilings(torch.device("cpu"), torch.float32)
+        return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None)
     name = torch.cuda.get_device_name()
-    try:
-        known: Machine | None = find_machine(name)
-    except ConfigError:
-        known = None
+    known = in_table(name)
     if known is not None and not measured:
-        return known, "cuda"
+        return known
     found = measure_ceilings(torch.device("cuda"), torch.float16)
-    return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known), "cuda"
+    return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known)
 
 
 def _measured(name: str, memory_bytes: float, found: Ceilings, known: Machine | None) -> Machine:

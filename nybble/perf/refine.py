@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from nybble.bench.offline import opened_model
-from nybble.perf.advice import STEP_TOKENS, Advice
+from nybble.perf.advice import Advice
+from nybble.perf.planner import STEP_TOKENS
 from nybble.perf.setting import Setting
 from nybble.perf.trial import Trial, run_trial
 from nybble.perf.workload_model import Load
