@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nybble.core.config import DEFAULT_CPU_KV_BYTES, DEFAULT_GPU_MEMORY_UTILIZATION
 from nybble.perf.memory_model import MOST_UTILIZATION, MemoryPlan
 from nybble.perf.roofline import Roofline
@@ -45,7 +47,7 @@ def entry_count(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
 def kv_dtype(roofline: Roofline, plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
     context_len = load.input_len + (load.output_len + 1) // 2
     work = Work.decode(num_seqs, context_len)
-    narrow = Roofline(roofline.shape, roofline.machine, roofline.dtype, kv_itemsize=1)
+    narrow = replace(roofline, kv_itemsize=1)
     gain = roofline.seconds(work) / narrow.seconds(work) - 1
     fits = plan.most_kv_tokens // load.tokens
     return Setting(

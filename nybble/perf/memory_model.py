@@ -87,8 +87,7 @@ def workspace_bytes(shape: ModelShape, itemsize: int, max_num_seqs: int, max_num
     config = shape.config
     by_name = {linear.name: linear for linear, _ in shape.linears}
     widest = 4 * config.hidden_size + by_name["gate_up"].out_features // 2 + by_name["qkv"].out_features
-    quantized = [linear for linear, _ in shape.linears if linear.group_size is not None]
-    scratch = max((linear.in_features * linear.out_features for linear in quantized), default=0)
+    scratch = max(linear.num_quantized_weights for linear, _ in shape.linears)
     logits = LOGIT_COPIES * 4 * max_num_seqs * config.vocab_size
     graphs = GRAPH_BYTES * len(decode_sizes(max_num_seqs))
     return graphs + logits + (max_num_batched_tokens * widest + scratch) * itemsize

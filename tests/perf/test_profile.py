@@ -12,7 +12,7 @@ import torch
 from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
 from nybble.perf.explain import explain
-from nybble.perf.machines import find_machine
+from nybble.perf.machines import Machine, find_machine
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.profile_document import Capacity, make_document, step_row
 from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
@@ -70,6 +70,36 @@ def test_the_explanation_covers_the_studys_causes(study: dict[str, Any]) -> None
         assert not line.startswith("- ") or re.search(r"\d", line), f"a claim without a figure: {line}"
     assert "memory below a batch of 19:" in text
     assert "131,072 bytes" in text
+
+
+def explained(machine: Machine, dtype: torch.dtype) -> str:
+    roofline = Roofline(ModelShape.read(synthetic_config("qwen2.5-32b-awq")), machine, dtype)
+    rows = [step_row("decode", Work.decode(batch, 4096), 4096, roofline, None) for batch in (1, 16)]
+    capacity = Capacity(kv_tokens=100_000, source="a test")
+    return explain(
+        make_document(settings={}, whole=roofline, roofline=roofline, rows=rows, capacity=capacity, facts={})
+    )
+
+
+@pytest.mark.parametrize(("dtype", "times", "left"), [(torch.float16, 2, 1 / 2), (torch.float32, 4, 1 / 4)])
+def test_eight_bits_save_by_what_the_cache_has(dtype: torch.dtype, times: int, left: float) -> None:
+    machine = find_machine("H200").sustained()
+    found = re.search(
+        r"hold (\d) times as many tokens and take ([\d.]+) ms off attention's floor", explained(machine, dtype)
+    )
+    assert found is not None
+    assert int(found[1]) == times
+    # Keys and values of 16 × 4096 tokens; queries and outputs are little beside them.
+    reading_ms = 16 * 4096 * 2 * 64 * 8 * 128 * dtype.itemsize / machine.read_bytes_per_second * 1e3
+    assert float(found[2]) == pytest.approx(reading_ms * (1 - left), rel=0.01)
+
+
+def test_a_machine_that_computes_slowly_is_bound_by_arithmetic() -> None:
+    """Smaller keys spare it nothing, nor do larger batches share anything."""
+    text = explained(replace(find_machine("H200"), flops_per_second=1e11), torch.float16)
+    assert "and not make attention faster, which is bound by arithmetic, at batch 16" in text
+    assert "bound by arithmetic from a batch of 1 on: each sequence adds its own time" in text
+    assert "below a batch of 1:" not in text
 
 
 def test_measured_parts_meet_their_floors() -> None:
