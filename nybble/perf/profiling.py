@@ -14,22 +14,20 @@ from nybble.core import machine as host
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
 from nybble.perf.ceilings import Ceilings, measure_ceilings
-from nybble.perf.decoding import steps_ahead
 from nybble.perf.intervals import Interval, write_trace
+from nybble.perf.located import located
 from nybble.perf.machines import Machine, check_link, in_table
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape, read_checkpoint
 from nybble.perf.profile_document import Capacity, make_document, step_row
+from nybble.perf.profile_engine import PREFILL_TOKENS, profile_engine
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
 from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
 from nybble.progress import Progress
 
 PLANNED_UTILIZATION = 0.9
-PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
-"""Of a prefill step, where nobody says."""
-STEP_TOKENS = {"cuda": 8192, "cpu": 512}
-"""`max_num_batched_tokens`, where nobody says."""
+PLANNED_STEP_TOKENS = 8192
 
 
 def dry_profile(
@@ -69,7 +67,7 @@ def dry_profile(
         machine,
         dtype.itemsize,
         max_num_seqs=max(batches),
-        max_num_batched_tokens=STEP_TOKENS["cuda"],
+        max_num_batched_tokens=PLANNED_STEP_TOKENS,
     )
     capacity = Capacity(
         kv_tokens=plan.kv_tokens(PLANNED_UTILIZATION),
@@ -97,24 +95,18 @@ def measured_profile(
     """Steps of an engine that is made for it; the ceilings are measured first, on a device that is still free.
 
     Args:
-        prefill_len: 0: no prefill step; None: 2048 tokens, on a CPU 256, or as many as the model and a step take.
+        prefill_len: as for `profile_engine`.
+
+    Raises:
+        ConfigError: as `profile_engine`, before anything is measured.
     """
-    device = device_here(engine.get("device") or "auto")
-    machine = this_machine(device, measured=True)
-    budget = max(engine.get("max_num_batched_tokens") or STEP_TOKENS[device], max(batches))
-    num_steps_in_all = steps_needed(num_steps, repeats) + steps_ahead(max(batches), context_len, budget)
-    longest = max(context_len + num_steps_in_all, prefill_len or 0) + 1
-    options = {
-        "max_num_seqs": max(batches),
-        "max_model_len": longest,
-        "max_num_batched_tokens": max(budget, prefill_len or 0),
-        **engine,
-    }
+    _, resolved = located(model, synthetic, engine)
+    total_steps = steps_needed(num_steps, repeats)
+    options, prefill_len = profile_engine(engine, resolved, batches, context_len, prefill_len, total_steps)
+    machine = this_machine(resolved.device, measured=True)
     with opened_model(model, synthetic, options) as llm:
         dtype = getattr(torch, llm.config.dtype)
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
-        if prefill_len is None:
-            prefill_len = min(PREFILL_TOKENS[device], llm.config.max_num_batched_tokens, longest - 1)
         measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
         capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import torch
 
 from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
+from nybble.core.errors import ConfigError
+from nybble.llm import LLM
 from nybble.perf.explain import explain
+from nybble.perf.located import located
 from nybble.perf.machines import Machine, find_machine
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.profile_document import Capacity, make_document, step_row
+from nybble.perf.profile_engine import profile_engine
 from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
 from nybble.perf.profiling import dry_profile
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
-from nybble.perf.step_profile import PartTime, StepTimes
+from nybble.perf.step_profile import PartTime, StepProfiler, StepTimes, steps_needed
 
 
 def run(*arguments: str) -> int:
@@ -180,6 +185,67 @@ def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: p
     assert {event["name"] for event in events if event["ph"] == "X"} >= {"attention", "qkv"}
     assert document["machine"]["is_measured"]
     assert document["environment"]["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("device", "positions", "step_tokens", "expected"),
+    [("cpu", 2048, 512, 256), ("cuda", 32768, 8192, 2048), ("cuda", 1000, 8192, 999), ("cuda", 32768, 700, 700)],
+)
+def test_the_default_prefill_does_not_follow_the_context(
+    device: str, positions: int, step_tokens: int, expected: int
+) -> None:
+    resolved = replace(
+        located("tiny", None, {"device": "cpu"})[1],
+        device=device,
+        max_model_len=positions,
+        max_num_batched_tokens=step_tokens,
+    )
+    options, prefill_len = profile_engine({}, resolved, [1, 4], 16, None, 11)
+    assert prefill_len == expected
+    assert options == {"max_num_seqs": 4, "max_num_batched_tokens": step_tokens, "max_model_len": expected + 1}
+
+
+def test_the_longest_context_that_is_let_in_can_be_measured() -> None:
+    """The engine's own check agrees with the one that comes before it."""
+    _, resolved = located("tiny", None, {"device": "cpu", "max_model_len": 96})
+    fits = []
+    for context_len in range(60, 96):
+        with suppress(ConfigError):
+            profile_engine({"max_model_len": 96}, resolved, [3], context_len, 0, steps_needed(1, 1))
+            fits.append(context_len)
+    with LLM("tiny", device="cpu", max_model_len=96, max_num_seqs=3, enable_prefix_caching=False) as llm:
+        profiler = StepProfiler(llm, num_steps=1, repeats=1)
+        assert profiler.decode(3, fits[-1]).work == Work.decode(3, fits[-1])
+        with pytest.raises(ConfigError, match="max_model_len is 96"):
+            profiler.decode(3, fits[-1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["tiny", "--batch-sizes", "4", "--max-num-seqs", "2"],
+            "--batch-sizes 4: more sequences than --max-num-seqs 2",
+        ),
+        (
+            ["tiny", "--batch-sizes", "4", "--max-num-batched-tokens", "2"],
+            "--batch-sizes 4: more than --max-num-batched",
+        ),
+        (
+            ["tiny", "--prefill-len", "99", "--max-num-batched-tokens", "88"],
+            "--prefill-len 99: more than --max-num-batched",
+        ),
+        (["tiny", "--batch-sizes", "1", "--context-len", "99999"], "--context-len 99999: sequences grow to 1"),
+        (["tiny", "--batch-sizes", "1", "--prefill-len", "99999"], "--prefill-len 99999: with the token that follows"),
+        (["tiny", "--context-len", "50", "--max-model-len", "60"], "--context-len 50: sequences grow to"),
+    ],
+)
+def test_what_cannot_be_measured_is_named_before_it_is(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("nybble.perf.profiling.measure_ceilings")
+    assert run(*arguments, "--device", "cpu") == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
