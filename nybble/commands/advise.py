@@ -92,8 +92,6 @@ def advise(
         raise ConfigError(f"{given[0]} describes a machine that is not here: it goes with --device NAME")
     if measure and device not in HERE:
         raise ConfigError(f"--measure runs on this machine: it goes with --device auto, cpu or cuda, not {device}")
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: {output.parent} is no directory")
     from nybble.commands.imports import ctrl_c_exits
 
     with ctrl_c_exits():

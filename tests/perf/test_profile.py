@@ -275,6 +275,15 @@ def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_take_the_files_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("nybble.perf.profiling.dry_profile")
+    (tmp_path / "profile.md").mkdir()
+    assert run("tiny", "--dry-run", "--device", "H200", "--out", str(tmp_path)) == 2
+    assert f"--out {tmp_path / 'profile.md'}: is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_what_does_not_fit_in_kv_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--batch-sizes", "8", "--context-len", "200", "--kv-cache-memory-bytes", "2000000", "--device", "cpu")
