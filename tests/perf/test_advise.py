@@ -1,6 +1,8 @@
 """`nybble advise`: what is recommended follows from memory, objectives and load; what is measured has the last word."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,16 @@ import pytest
 from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
 from nybble.core.config import EngineConfig
-from nybble.core.errors import ConfigError
+from nybble.core.errors import ConfigError, MemoryBudgetError
 from nybble.llm import LLM
-from nybble.perf.advice import advise
+from nybble.perf.advice import Advice, advise
 from nybble.perf.machines import Machine, describe, find_machine
 from nybble.perf.memory_model import MOST_UTILIZATION, plan_memory
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.planner import HALF
-from nybble.perf.refine import Tried
+from nybble.perf.refine import Tried, refine
 from nybble.perf.roofline import Roofline
-from nybble.perf.setting import serve_command
+from nybble.perf.setting import Setting, serve_command
 from nybble.perf.step_cost import Work
 from nybble.perf.trial import Trial, run_trial
 from nybble.perf.workload_model import (
@@ -229,6 +231,63 @@ def test_a_neighbour_must_be_worth_it() -> None:
     slow, late = load(tpot_ms=5), Tried({}, [trial(500, tpot_p90_ms=9)])
     assert not late.is_better_than(base, slow), "faster, but it breaks the objective"
     assert base.is_better_than(late, slow)
+
+
+class Runs:
+    """Stands in for engines: what `speed` says of a choice of settings, None: it does not fit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, speed: Callable[[dict[str, Any]], float | None]) -> None:
+        self.speed = speed
+        monkeypatch.setattr("nybble.perf.refine.opened_model", self.opened_model)
+        monkeypatch.setattr("nybble.perf.refine.run_trial", lambda found, load, num_requests, seed: trial(found))
+
+    @contextmanager
+    def opened_model(self, model: str, synthetic: None, settings: dict[str, Any]) -> Iterator[float]:
+        found = self.speed(settings)
+        if found is None:
+            raise MemoryBudgetError("too little")
+        yield found
+
+    def refine(self, advice: Advice, asked: Load) -> tuple[dict[str, Setting], list[Tried]]:
+        settings, tried = refine("m", None, {}, advice, asked, num_requests=1, repeats=1, report=lambda tried: None)
+        return {setting.name: setting for setting in settings}, tried
+
+
+def test_a_neighbour_that_does_not_fit_is_passed_over(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = advise(qwen, RTX, load(concurrency=4))
+    tokens = advice.value("max_num_batched_tokens")
+    runs = Runs(monkeypatch, lambda settings: None if settings["max_num_batched_tokens"] > tokens else 100.0)
+    settings, tried = runs.refine(advice, load(concurrency=4))
+    assert [each.settings["max_num_seqs"] for each in tried] == [4, 4, 2]
+    assert advice.notes == [f"max_num_batched_tokens {2 * tokens} was not measured: too little"]
+    assert settings["max_num_batched_tokens"].why.endswith(f"; {tokens // 2}, measured, brought no more")
+    assert settings["max_num_seqs"].why.endswith("; 2, measured, brought no more")
+
+
+def test_nothing_is_said_of_neighbours_that_were_not_measured(
+    qwen: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load(concurrency=1)
+    advice = advise(qwen, H200, asked)
+    alone = [advice.value(name) for name in ("max_num_seqs", "max_num_batched_tokens")]
+    runs = Runs(monkeypatch, lambda s: 1.0 if [s["max_num_seqs"], s["max_num_batched_tokens"]] == alone else None)
+    settings, tried = runs.refine(advice, asked)
+    assert len(tried) == 1
+    assert not any("measured" in setting.why for setting in settings.values())
+
+
+def test_a_better_neighbour_takes_the_place(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = advise(qwen, H200, load())
+    tokens = advice.value("max_num_batched_tokens")
+    settings, _ = Runs(monkeypatch, lambda settings: settings["max_num_batched_tokens"]).refine(advice, load())
+    assert settings["max_num_batched_tokens"] == Setting(
+        "max_num_batched_tokens", 2 * tokens, f"measured: {2 * tokens:,.1f} tok/s against {tokens:,.1f} with {tokens}"
+    )
+
+
+def test_a_recommendation_that_does_not_fit_is_an_error(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MemoryBudgetError):
+        Runs(monkeypatch, lambda settings: None).refine(advise(qwen, H200, load()), load())
 
 
 def test_a_trial_serves_its_load() -> None:
