@@ -63,19 +63,7 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
     machine = machine.sustained()
     planner = Planner(machine, load, STEP_TOKENS if on_gpu else CPU_STEP_TOKENS)
     devices, roofline = _choose_devices(shape, planner, num_devices)
-    most_fitting = planner.most_seqs(roofline.shape)
-    if most_fitting == 0:
-        room = planner.plan(roofline.shape, 1).most_kv_tokens
-        raise ConfigError(
-            f"a request of {load.tokens} tokens does not fit: there is room for {room} tokens of KV on {devices} × "
-            f"{machine.name}; give more devices, or shorter lengths"
-        )
-    positions = shape.config.max_position_embeddings
-    if load.tokens > positions:
-        raise ConfigError(
-            f"--input-len {load.input_len} and --output-len {load.output_len} make {load.tokens} tokens, more than the "
-            f"model's {positions} positions"
-        )
+    most_fitting = _most_fitting(roofline.shape, planner)
     notes: list[str] = []
     num_seqs, why = _choose_seqs(roofline, load, most_fitting, notes)
     budget = _choose_step_tokens(roofline, planner, num_seqs)
@@ -94,7 +82,6 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         *memory,
         kv_dtype(roofline, plan, load, num_seqs),
     ]
-    others = sorted({1, 4, 16, 64, 256, num_seqs // 2, num_seqs, num_seqs * 2} - {0})
     return Advice(
         settings=settings,
         num_devices=devices,
@@ -103,7 +90,7 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         memory=plan,
         by_seqs=[
             (outcome(roofline, load, n), outcome(roofline, load, n, is_expected=False), n <= most_fitting)
-            for n in others
+            for n in sorted({1, 4, 16, 64, 256, num_seqs // 2, num_seqs, num_seqs * 2} - {0})
         ],
         notes=notes,
     )
@@ -132,6 +119,28 @@ def _choose_devices(shape: ModelShape, planner: Planner, num_devices: int) -> tu
         f"the model's {shape.weight_bytes(HALF.itemsize) / 1e9:.1f} GB of weights, with room for a step and the KV "
         f"cache, do not fit on {num_devices} × {machine.name} of {machine.memory_bytes / 1e9:.0f} GB; {remedy}"
     )
+
+
+def _most_fitting(part: ModelShape, planner: Planner) -> int:
+    """Sequences at once that memory holds.
+
+    Raises:
+        ConfigError: not even one, or it is longer than the model takes.
+    """
+    machine, load, positions = planner.machine, planner.load, part.config.max_position_embeddings
+    most = planner.most_seqs(part)
+    if most == 0:
+        room = planner.plan(part, 1).most_kv_tokens
+        raise ConfigError(
+            f"a request of {load.tokens} tokens does not fit: there is room for {room} tokens of KV on "
+            f"{part.num_devices} × {machine.name}; give more devices, or shorter lengths"
+        )
+    if load.tokens > positions:
+        raise ConfigError(
+            f"--input-len {load.input_len} and --output-len {load.output_len} make {load.tokens} tokens, more than the "
+            f"model's {positions} positions"
+        )
+    return most
 
 
 def _divisions(shape: ModelShape) -> Iterator[tuple[int, ModelShape]]:

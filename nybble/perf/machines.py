@@ -124,7 +124,7 @@ def in_table(name: str) -> Machine | None:
 def describe(
     name: str, *, memory_gb: float | None, read_gb_s: float | None, tflops: float | None, link_gb_s: float | None
 ) -> Machine:
-    """A machine of the table, some of whose data-sheet figures may be given, or another, all of whose must.
+    """A machine of the table, some of whose data-sheet figures may be given; or another, whose must, the link apart.
 
     Raises:
         ConfigError: not in the table, and not all is given; or a figure that is not above 0.

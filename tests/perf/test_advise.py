@@ -332,6 +332,7 @@ def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     assert len(tried) == len(set(tried)) >= 3
     assert captured.out.count("tried max_num_seqs") == len(tried)
+    assert "nybble serve tiny --device cpu --max-num-seqs" in captured.out
     settings = {setting["name"]: setting["value"] for setting in document["settings"]}
     assert (settings["max_num_seqs"], settings["max_num_batched_tokens"]) in tried
 

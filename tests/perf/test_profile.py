@@ -267,6 +267,23 @@ def test_what_cannot_be_measured_is_named_before_it_is(
         (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
         (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
         (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
+        (
+            [
+                "tiny",
+                "--dry-run",
+                "--device",
+                "A",
+                "--memory-gb",
+                "9",
+                "--read-gb-s",
+                "9",
+                "--tflops",
+                "9",
+                "--num-devices",
+                "2",
+            ],
+            "--num-devices 2: nothing is known of the link between several A; name the machine",
+        ),
         (["tiny", "--dry-run", "--device", "H200", "--num-devices", "5"], "--num-devices 5: the model's"),
     ],
 )
