@@ -92,19 +92,19 @@ def advise(
         raise ConfigError(f"{given[0]} describes a machine that is not here: it goes with --device NAME")
     if measure and device not in HERE:
         raise ConfigError(f"--measure runs on this machine: it goes with --device auto, cpu or cuda, not {device}")
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: {output.parent} is no directory")
     from nybble.commands.imports import ctrl_c_exits
 
     with ctrl_c_exits():
         from nybble.perf.advice import advise as find_advice
         from nybble.perf.machines import describe
-        from nybble.perf.profiling import this_machine
+        from nybble.perf.profiling import device_here, this_machine
     load = _load(concurrency, request_rate, input_len, output_len, goodput)
     shape = read_shape(model, synthetic)
-    where = "cpu" if device == "cpu" else "cuda"
+    where = device_here(device) if device in HERE else "cuda"
+    if where == "cpu" and num_devices > 1:
+        raise ConfigError(f"--num-devices {num_devices}: this machine's CPU is one device; name a GPU with --device")
     if device in HERE:
-        machine, where = this_machine(device)
+        machine = this_machine(where)
     else:
         machine = describe(device, memory_gb=memory_gb, read_gb_s=read_gb_s, tflops=tflops, link_gb_s=link_gb_s)
     advice = find_advice(shape, machine, load, num_devices, on_gpu=where == "cuda")
@@ -213,7 +213,7 @@ def _show(
         console.print(f"note: {note}", soft_wrap=True)
     for each in tried:
         console.print(_tried_words(each, load), soft_wrap=True)
-    console.print(serve_command(model, settings), soft_wrap=True)
+    console.print(serve_command(model, settings, on_gpu=on_gpu), soft_wrap=True, markup=False)
 
 
 def _by_seqs(advice: Advice, on_gpu: bool) -> list[list[str]]:

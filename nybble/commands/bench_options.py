@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -143,11 +144,36 @@ DetailedFlag = Annotated[
 ]
 
 
+def _writable(parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    """As the flags are read, long before there is anything to write."""
+    if path is not None:
+        check_writable(parameter.opts[0], path)
+    return path
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """A file that is to be written.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: {path.parent} is no directory")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: is a directory; give a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {path}: may not be written")
+
+
 OutputFlag = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Results as JSON.", rich_help_panel=OUTPUT, show_default=False)
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Results as JSON.", callback=_writable, rich_help_panel=OUTPUT, show_default=False
+    ),
 ]
 CsvFlag = Annotated[
-    Path | None, typer.Option("--csv", help="Results as CSV, too.", rich_help_panel=OUTPUT, show_default=False)
+    Path | None,
+    typer.Option("--csv", help="Results as CSV, too.", callback=_writable, rich_help_panel=OUTPUT, show_default=False),
 ]
 OptionalModel = Annotated[
     str | None,

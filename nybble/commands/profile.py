@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,7 +115,7 @@ def profile(
     if trace and out is None:
         raise ConfigError("--trace writes trace.json into the folder of --out: give one")
     if out is not None:
-        make_folder(out)
+        _make_folder(out, ("profile.json", "profile.md", *(["trace.json"] if trace else [])))
     console = make_console()
     settings = {
         "model": model or synthetic,
@@ -177,16 +178,18 @@ def read_shape(model: str | None, synthetic: str | None, **where: str) -> ModelS
     return read_model(model, **where)
 
 
-def make_folder(out: Path) -> None:
+def _make_folder(out: Path, names: Sequence[str]) -> None:
     """Before anything is measured.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made, or these files cannot be written there.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from None
+    for name in names:
+        flags.check_writable("--out", out / name)
 
 
 def _check(dry_run: bool, device: str, num_devices: int, described: dict[str, float | None]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from nybble.core.errors import ConfigError
-from nybble.perf.machines import Machine
-from nybble.perf.memory_advice import MOST_UTILIZATION, choose_bytes, choose_utilization, entry_count, kv_dtype
-from nybble.perf.memory_model import MemoryPlan, plan_memory
+from nybble.perf.machines import Machine, check_link
+from nybble.perf.memory_advice import choose_bytes, choose_utilization, entry_count, kv_dtype
+from nybble.perf.memory_model import MemoryPlan
 from nybble.perf.model_shape import ModelShape
+from nybble.perf.planner import CPU_STEP_TOKENS, HALF, MOST_SEQS, STEP_TOKENS, Planner
 from nybble.perf.roofline import Roofline
 from nybble.perf.setting import Setting
 from nybble.perf.step_cost import Work
@@ -26,10 +26,6 @@ from nybble.perf.workload_model import (
     seqs_for_rate,
 )
 
-MOST_SEQS = 1024
-STEP_TOKENS = (512, 1024, 2048, 4096, 8192)
-CPU_STEP_TOKENS = (64, 128, 256, 512)
-HALF = torch.float16
 GOOD_RATE = 0.95
 """Of the best prefill rate: from there on, longer steps bring little."""
 MOST_GAP = 4
@@ -61,31 +57,19 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         on_gpu: else memory is asked for in bytes, and steps are small.
 
     Raises:
-        ConfigError: the model does not fit; says how many devices it would take.
+        ConfigError: the model does not fit; says how many devices it would take. Or nothing is known of their link.
     """
+    check_link(machine, num_devices)
     machine = machine.sustained()
-    devices, roofline, plan = _choose_devices(shape, machine, load, num_devices)
-    most_fitting = plan.kv_tokens(MOST_UTILIZATION) // load.tokens
-    if most_fitting == 0:
-        room = plan.kv_tokens(MOST_UTILIZATION)
-        raise ConfigError(
-            f"a request of {load.tokens} tokens does not fit: there is room for {room} tokens of KV on {devices} × "
-            f"{machine.name}; give more devices, or shorter lengths"
-        )
-    positions = shape.config.max_position_embeddings
-    if load.tokens > positions:
-        raise ConfigError(
-            f"--input-len {load.input_len} and --output-len {load.output_len} make {load.tokens} tokens, more than the "
-            f"model's {positions} positions"
-        )
+    planner = Planner(machine, load, STEP_TOKENS if on_gpu else CPU_STEP_TOKENS)
+    devices, roofline = _choose_devices(shape, planner, num_devices)
+    most_fitting = _most_fitting(roofline.shape, planner)
     notes: list[str] = []
-    num_seqs, why = _choose_seqs(roofline, load, min(most_fitting, MOST_SEQS), notes)
-    budget = _choose_step_tokens(roofline, load, num_seqs, STEP_TOKENS if on_gpu else CPU_STEP_TOKENS)
-    plan = plan_memory(
-        roofline.shape, machine, HALF.itemsize, max_num_seqs=num_seqs, max_num_batched_tokens=budget.value
-    )
+    num_seqs, why = _choose_seqs(roofline, load, most_fitting, notes)
+    budget = _choose_step_tokens(roofline, planner, num_seqs)
+    plan = planner.plan(roofline.shape, num_seqs, budget.value)
     if on_gpu:
-        memory = [choose_utilization(plan, load, num_seqs, notes), entry_count(plan, load, num_seqs)]
+        memory = [choose_utilization(plan, load, num_seqs), entry_count(plan, load, num_seqs)]
     else:
         memory = [choose_bytes(plan, load, num_seqs)]
     settings = [
@@ -98,7 +82,6 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         *memory,
         kv_dtype(roofline, plan, load, num_seqs),
     ]
-    others = sorted({1, 4, 16, 64, 256, num_seqs // 2, num_seqs, num_seqs * 2} - {0})
     return Advice(
         settings=settings,
         num_devices=devices,
@@ -107,64 +90,64 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
         memory=plan,
         by_seqs=[
             (outcome(roofline, load, n), outcome(roofline, load, n, is_expected=False), n <= most_fitting)
-            for n in others
+            for n in sorted({1, 4, 16, 64, 256, num_seqs // 2, num_seqs, num_seqs * 2} - {0})
         ],
         notes=notes,
     )
 
 
-def _choose_devices(
-    shape: ModelShape, machine: Machine, load: Load, num_devices: int
-) -> tuple[int, Roofline, MemoryPlan]:
-    """The fewest devices that hold the load and keep its objectives; else the most there are that fit the model."""
-    fitting: list[tuple[int, Roofline, MemoryPlan]] = []
-    wanted = load.concurrency or 1
-    for devices in _divisions(shape, num_devices):
-        part = shape.split_by(devices)
-        plan = plan_memory(part, machine, HALF.itemsize, max_num_seqs=wanted, max_num_batched_tokens=max(STEP_TOKENS))
-        if plan.most_kv_tokens == 0:
-            continue
-        roofline = Roofline(part, machine, HALF)
-        fitting.append((devices, roofline, plan))
-        holds = plan.most_kv_tokens >= wanted * load.tokens and outcome(roofline, load, wanted).keeps(load)
-        most = min(plan.kv_tokens(MOST_UTILIZATION) // load.tokens, MOST_SEQS)
+def _choose_devices(shape: ModelShape, planner: Planner, num_devices: int) -> tuple[int, Roofline]:
+    """The fewest devices that hold the load and keep its objectives; else the most there are that fit the model.
+
+    Raises:
+        ConfigError: none fit it.
+    """
+    machine, load = planner.machine, planner.load
+    fitting = {n: part for n, part in _divisions(shape) if planner.plan(part, 1).most_kv_tokens}
+    given = [n for n in fitting if n <= num_devices]
+    wanted = min(load.concurrency or 1, MOST_SEQS)
+    for devices in given:
+        roofline = Roofline(fitting[devices], machine, HALF)
+        most = planner.most_seqs(roofline.shape)
+        holds = most >= wanted and outcome(roofline, load, wanted).keeps(load)
         serves = load.request_rate is None or seqs_for_rate(roofline, load, most)
-        if holds and serves:
-            return devices, roofline, plan
-    if fitting:
-        return fitting[-1]
-    raise ConfigError(_too_large(shape, machine, num_devices))
+        if (holds and serves) or devices == given[-1]:
+            return devices, roofline
+    enough = min(fitting, default=None)
+    remedy = "no number of them up to 16 does" if enough is None else f"{enough} of them do: --num-devices {enough}"
+    raise ConfigError(
+        f"the model's {shape.weight_bytes(HALF.itemsize) / 1e9:.1f} GB of weights, with room for a step and the KV "
+        f"cache, do not fit on {num_devices} × {machine.name} of {machine.memory_bytes / 1e9:.0f} GB; {remedy}"
+    )
 
 
-def _divisions(shape: ModelShape, num_devices: int) -> list[int]:
-    sizes = []
+def _most_fitting(part: ModelShape, planner: Planner) -> int:
+    """Sequences at once that memory holds.
+
+    Raises:
+        ConfigError: not even one, or it is longer than the model takes.
+    """
+    machine, load, positions = planner.machine, planner.load, part.config.max_position_embeddings
+    most = planner.most_seqs(part)
+    if most == 0:
+        room = planner.plan(part, 1).most_kv_tokens
+        raise ConfigError(
+            f"a request of {load.tokens} tokens does not fit: there is room for {room} tokens of KV on "
+            f"{part.num_devices} × {machine.name}; give more devices, or shorter lengths"
+        )
+    if load.tokens > positions:
+        raise ConfigError(
+            f"--input-len {load.input_len} and --output-len {load.output_len} make {load.tokens} tokens, more than the "
+            f"model's {positions} positions"
+        )
+    return most
+
+
+def _divisions(shape: ModelShape) -> Iterator[tuple[int, ModelShape]]:
+    """Numbers of devices among which the model can be divided, and one's part."""
     for devices in (1, 2, 4, 8, 16):
-        try:
-            shape.split_by(devices)
-        except ConfigError:
-            continue
-        if devices <= num_devices:
-            sizes.append(devices)
-    return sizes
-
-
-def _too_large(shape: ModelShape, machine: Machine, num_devices: int) -> str:
-    weights = shape.weight_bytes(HALF.itemsize) / 1e9
-    needed = next(
-        (
-            devices
-            for devices in _divisions(shape, 16)
-            if plan_memory(
-                shape.split_by(devices), machine, HALF.itemsize, max_num_seqs=1, max_num_batched_tokens=STEP_TOKENS[0]
-            ).most_kv_tokens
-        ),
-        None,
-    )
-    remedy = "no number of them up to 16 does" if needed is None else f"{needed} of them do: --num-devices {needed}"
-    return (
-        f"the model's {weights:.1f} GB of weights, with room for a step and the KV cache, do not fit on "
-        f"{num_devices} × {machine.name} of {machine.memory_bytes / 1e9:.0f} GB; {remedy}"
-    )
+        with suppress(ConfigError):
+            yield devices, shape.split_by(devices)
 
 
 def _choose_seqs(roofline: Roofline, load: Load, most: int, notes: list[str]) -> tuple[int, str]:
@@ -210,16 +193,20 @@ def _wanted_by_rate(roofline: Roofline, load: Load, most: int, notes: list[str])
     return most, f"as many as fit; they serve about {rate:.3g} of {load.request_rate:g} requests a second"
 
 
-def _choose_step_tokens(roofline: Roofline, load: Load, num_seqs: int, among: Sequence[int]) -> Setting:
+def _choose_step_tokens(roofline: Roofline, planner: Planner, num_seqs: int) -> Setting:
     """The step that carries a prompt's chunk is longer, for all who decode in it."""
+    load, choices = planner.load, planner.choices(num_seqs)
     context_len = load.input_len + (load.output_len + 1) // 2
     decode = expected_decode_seconds(roofline, Work.decode(num_seqs, context_len))
-    choices = [tokens for tokens in among if tokens > num_seqs] or [2 * num_seqs]
     gaps_ms = {tokens: (decode + expected_prefill_seconds(roofline, tokens - num_seqs)) * 1e3 for tokens in choices}
     rates = {tokens: tokens / expected_prefill_seconds(roofline, tokens) for tokens in choices}
     best = max(rates.values())
     fast = next(tokens for tokens in choices if rates[tokens] >= GOOD_RATE * best)
     why = "prompts go in at {rate:.0%} of the best rate; a step with one takes about {gap:.3g} ms"
+    holding = [tokens for tokens in choices if planner.holds(roofline.shape, num_seqs, tokens)] or choices[:1]
+    if fast > holding[-1]:
+        fast = holding[-1]
+        why += "; longer ones leave too little memory for keys and values"
     if load.tpot_ms is not None and gaps_ms[fast] > MOST_GAP * load.tpot_ms:
         kept = [tokens for tokens in choices if gaps_ms[tokens] <= MOST_GAP * load.tpot_ms]
         fast = kept[-1] if kept else choices[0]

@@ -74,6 +74,11 @@ def _bounds(document: Document) -> Iterator[str]:
     crossover = document["crossover_batch"]
     if crossover is None:
         yield "The weights' products stay bound by memory past a batch of 65,536."
+    elif crossover == 1:
+        yield (
+            "The weights' products are bound by arithmetic from a batch of 1 on: each sequence adds its own time, and "
+            "sharing one reading of the weights saves none."
+        )
     else:
         yield (
             f"By its weights this model is bound by memory below a batch of {crossover}: up to there sequences share "
@@ -132,13 +137,17 @@ def _kv_memory(document: Document) -> Iterator[str]:
     shares = [(row["batch"], share_of(row, "attention")) for row in decode]
     if shares:
         listed = ", ".join(f"{_percent(share)} at batch {batch}" for batch, share in shares)
-        last = decode[-1]
-        kind = next(kind for kind in last["kinds"] if kind["kind"] == "attention")
+        last, narrow = decode[-1], document["eight_bit_kv"]
+        spared = narrow["spared_ms"]
+        gain = (
+            f"take {_ms(spared)} off attention's floor, {_percent(spared / (last['wall_ms'] or last['floor_ms']))} of "
+            "the step,"
+            if spared > 0
+            else "not make attention faster, which is bound by arithmetic,"
+        )
         yield (
             f"Reading them is attention's work, which no batch shares: {listed} of the step. At 8 bits the cache would "
-            f"hold twice the tokens and spare {_ms(kind['floor_ms'] / 2)} of reading, "
-            f"{_percent(kind['floor_ms'] / 2 / (last['wall_ms'] or last['floor_ms']))} of the step at batch "
-            f"{last['batch']}."
+            f"hold {narrow['times_as_many_tokens']} times as many tokens and {gain} at batch {last['batch']}."
         )
 
 

@@ -47,7 +47,7 @@ class KernelBench:
         self._shape = shape
         self._ceilings = ceilings
         self._context_len = context_len
-        self._errors: dict[tuple[str, str], float] = {}  # of a CPU: one for all batch sizes
+        self._errors: dict[tuple[str, Any], float] = {}  # of a CPU, by implementation and case: one for all batch sizes
 
     def points(self, batches: list[int], names: list[str] | None = None, all_impls: bool = False) -> Iterator[Point]:
         """In the order in which a step runs them.
@@ -103,12 +103,18 @@ class KernelBench:
         shape, op = self._shape, point.op
         if shape.device.type != "cpu":
             return measure(op.op, point.impl.name, op.case, shape.dtype, shape.device)
-        key = (op.name, point.impl.name)
+        key = (point.impl.name, self._small_case(point))
         if key not in self._errors:
-            small = decode_ops(shape, min(point.batch, CPU_CHECK_BATCH), self._context_len)
-            case = next(other.case for other in small if other.name == op.name)
-            self._errors[key] = measure(op.op, point.impl.name, case, shape.dtype, shape.device)
+            self._errors[key] = measure(op.op, *key, shape.dtype, shape.device)
         return self._errors[key]
+
+    def _small_case(self, point: Point) -> Any:
+        """Of the same place in a step of fewer tokens. A name is not enough: layers may be stored in several ways."""
+        timed, small = (
+            decode_ops(self._shape, batch, self._context_len)
+            for batch in (point.batch, min(point.batch, CPU_CHECK_BATCH))
+        )
+        return small[timed.index(point.op)].case
 
     @property
     def tolerance(self) -> float:

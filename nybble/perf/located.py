@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ from nybble.models.checkpoint import Checkpoint
 from nybble.perf.model_shape import ModelShape, read_checkpoint
 
 
-def located(model: str | None, synthetic: str | None, engine: dict[str, Any]) -> tuple[ModelShape, ResolvedConfig]:
+def located(model: str | None, synthetic: str | None, engine: Mapping[str, Any]) -> tuple[ModelShape, ResolvedConfig]:
     """Of a model (its weights are not downloaded) or of a known shape.
 
     Raises:

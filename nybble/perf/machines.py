@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nybble.core.errors import ConfigError
 
@@ -74,7 +75,9 @@ MACHINES = (
     _gpu("H100 PCIe",        81559, 2.04,   756, 114, 64, 1.755, 50),
     _gpu("H20",              97871, 4.0,    148, 78, 64, 1.98, 450),
     _gpu("A100 80GB",        81920, 2.04,   312, 108, 64, 1.41, 300),
+    _gpu("A100 80GB PCIe",   81920, 1.935,  312, 108, 64, 1.41, 25),
     _gpu("A100 40GB",        40960, 1.555,  312, 108, 64, 1.41, 300),
+    _gpu("A100 40GB PCIe",   40960, 1.555,  312, 108, 64, 1.41, 25),
     _gpu("L40S",             46068, 0.864,  362, 142, 64, 2.52, 25),
     _gpu("L4",               23034, 0.300,  121, 58, 64, 2.04, 25),
     _gpu("A10",              23028, 0.600,  125, 72, 64, 1.695, 25),
@@ -84,7 +87,16 @@ MACHINES = (
     _gpu("RTX 4090",         24564, 1.008,  165, 128, 64, 2.52, 25),
     _gpu("RTX 3090",         24576, 0.936,   71, 82, 64, 1.695, 25),
 )  # fmt: skip
-ALIASES = {"a100": "a10080gb", "h100sxm": "h100", "h10080gbhbm3": "h100", "h200sxm": "h200", "a100sxm480gb": "a10080gb"}
+ALIASES = {
+    "a100": "a10080gb",
+    "a100sxm480gb": "a10080gb",
+    "a100sxm440gb": "a10040gb",
+    "a100pcie40gb": "a10040gbpcie",
+    "h100sxm": "h100",
+    "h10080gbhbm3": "h100",
+    "h200sxm": "h200",
+    "rtx6000adageneration": "rtx6000ada",
+}
 
 
 def find_machine(name: str) -> Machine:
@@ -93,21 +105,26 @@ def find_machine(name: str) -> Machine:
     Raises:
         ConfigError: there is none.
     """
-    wanted = _plain(name)
-    wanted = ALIASES.get(wanted, wanted)
-    for machine in MACHINES:
-        if _plain(machine.name) == wanted:
-            return machine
+    found = in_table(name)
+    if found is not None:
+        return found
     known = ", ".join(machine.name for machine in MACHINES)
     raise ConfigError(
         f"--device {name}: not in the table ({known}); describe it with --memory-gb, --read-gb-s and --tflops"
     )
 
 
+def in_table(name: str) -> Machine | None:
+    """As `find_machine`, or None."""
+    wanted = _plain(name)
+    wanted = ALIASES.get(wanted, wanted)
+    return next((machine for machine in MACHINES if _plain(machine.name) == wanted), None)
+
+
 def describe(
     name: str, *, memory_gb: float | None, read_gb_s: float | None, tflops: float | None, link_gb_s: float | None
 ) -> Machine:
-    """A machine of the table, some of whose data-sheet figures may be given, or another, all of whose must.
+    """A machine of the table, some of whose data-sheet figures may be given; or another, whose must, the link apart.
 
     Raises:
         ConfigError: not in the table, and not all is given; or a figure that is not above 0.
@@ -116,23 +133,26 @@ def describe(
     for flag, value in given.items():
         if value is not None and not 0 < value < 1e9:
             raise ConfigError(f"{flag} {value:g}: must be above 0")
-    if memory_gb is not None and read_gb_s is not None and tflops is not None:
-        machine = Machine(
-            name=name,
-            memory_bytes=memory_gb * 1e9,
-            read_bytes_per_second=read_gb_s * 1e9,
-            flops_per_second=tflops * 1e12,
+    fields = {
+        "memory_bytes": memory_gb and memory_gb * 1e9,
+        "read_bytes_per_second": read_gb_s and read_gb_s * 1e9,
+        "flops_per_second": tflops and tflops * 1e12,
+        "link_bytes_per_second": link_gb_s and link_gb_s * 1e9,
+        "link_seconds": link_gb_s and _link_seconds(link_gb_s),
+    }
+    figures: dict[str, Any] = {field: value for field, value in fields.items() if value is not None}
+    if in_table(name) is None and None not in (memory_gb, read_gb_s, tflops):
+        return Machine(name=name, **figures)
+    return replace(find_machine(name), **figures)
+
+
+def check_link(machine: Machine, num_devices: int) -> None:
+    """Raises ConfigError: several such machines, and nothing is known of the link between them."""
+    if num_devices > 1 and machine.link_bytes_per_second is None:
+        raise ConfigError(
+            f"--num-devices {num_devices}: nothing is known of the link between several {machine.name}; name the "
+            "machine with --device and give --link-gb-s, what goes over it one way"
         )
-    else:
-        machine = find_machine(name)
-        changes = {"memory_bytes": memory_gb, "read_bytes_per_second": read_gb_s}
-        scaled = {field: value * 1e9 for field, value in changes.items() if value is not None}
-        if tflops is not None:
-            scaled["flops_per_second"] = tflops * 1e12
-        machine = replace(machine, **scaled)  # type: ignore[arg-type]
-    if link_gb_s is None:
-        return machine
-    return replace(machine, link_bytes_per_second=link_gb_s * 1e9, link_seconds=_link_seconds(link_gb_s))
 
 
 def _plain(name: str) -> str:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nybble.core.config import DEFAULT_CPU_KV_BYTES, DEFAULT_GPU_MEMORY_UTILIZATION
-from nybble.perf.memory_model import MemoryPlan
+from nybble.perf.memory_model import MOST_UTILIZATION, MemoryPlan
 from nybble.perf.roofline import Roofline
 from nybble.perf.setting import Setting
 from nybble.perf.step_cost import Work
 from nybble.perf.workload_model import Load
 
-MOST_UTILIZATION = 0.97
-"""Above it, what other programs take meanwhile is no longer covered."""
 
-
-def choose_utilization(plan: MemoryPlan, load: Load, num_seqs: int, notes: list[str]) -> Setting:
+def choose_utilization(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
+    """Of a number of sequences that MOST_UTILIZATION has room for."""
     needed = num_seqs * load.tokens
     least = plan.utilization_for(needed)
     value = max(DEFAULT_GPU_MEMORY_UTILIZATION, min(MOST_UTILIZATION, round(least + 0.005, 2)))
     why = f"{needed:,} tokens of KV need {least:.2f}; {value:g} gives {plan.kv_tokens(value):,}"
-    if least > value:
-        fits = plan.kv_tokens(value) // load.tokens
-        notes.append(f"KV memory holds {fits} whole requests of {num_seqs}: some will be preempted and computed again")
-    elif value > least:
-        why += ", and what is not in use keeps prefixes"
-    return Setting("gpu_memory_utilization", value, why)
+    return Setting("gpu_memory_utilization", value, f"{why}, and what is not in use keeps prefixes")
 
 
 def choose_bytes(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
@@ -52,7 +47,7 @@ def entry_count(plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
 def kv_dtype(roofline: Roofline, plan: MemoryPlan, load: Load, num_seqs: int) -> Setting:
     context_len = load.input_len + (load.output_len + 1) // 2
     work = Work.decode(num_seqs, context_len)
-    narrow = Roofline(roofline.shape, roofline.machine, roofline.dtype, kv_itemsize=1)
+    narrow = replace(roofline, kv_itemsize=1)
     gain = roofline.seconds(work) / narrow.seconds(work) - 1
     fits = plan.most_kv_tokens // load.tokens
     return Setting(

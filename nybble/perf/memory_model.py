@@ -21,6 +21,8 @@ LOGIT_COPIES = 8
 """fp32 [sequences, vocabulary] tensors that the sampler holds at its worst: sorting has values and 64-bit indices."""
 GRAPH_BYTES = 10_000_000
 """Of one captured decode graph."""
+MOST_UTILIZATION = 0.97
+"""That a plan asks for: above it, what other programs take meanwhile is no longer covered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class MemoryPlan:
 
     @property
     def most_kv_tokens(self) -> int:
-        return max(0, int(self.room_bytes // self.kv_bytes_per_token))
+        """At MOST_UTILIZATION; 0: the model does not fit."""
+        return self.kv_tokens(MOST_UTILIZATION)
 
     def kv_tokens(self, utilization: float) -> int:
         """That `gpu_memory_utilization` leaves room for."""
@@ -84,8 +87,7 @@ def workspace_bytes(shape: ModelShape, itemsize: int, max_num_seqs: int, max_num
     config = shape.config
     by_name = {linear.name: linear for linear, _ in shape.linears}
     widest = 4 * config.hidden_size + by_name["gate_up"].out_features // 2 + by_name["qkv"].out_features
-    quantized = [linear for linear, _ in shape.linears if linear.group_size is not None]
-    scratch = max((linear.in_features * linear.out_features for linear in quantized), default=0)
+    scratch = max(linear.num_quantized_weights for linear, _ in shape.linears)
     logits = LOGIT_COPIES * 4 * max_num_seqs * config.vocab_size
     graphs = GRAPH_BYTES * len(decode_sizes(max_num_seqs))
     return graphs + logits + (max_num_batched_tokens * widest + scratch) * itemsize

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,22 @@ class LinearShape:
     group_size: int | None
     has_bias: bool = False
 
+    @property
+    def num_weights(self) -> int:
+        return self.in_features * self.out_features
+
+    @property
+    def num_quantized_weights(self) -> int:
+        """Those of 4 bits: all, or none."""
+        return 0 if self.group_size is None else self.num_weights
+
     def num_bytes(self, itemsize: int) -> int:
         """Of the weight: codes, scales in the compute type, half-byte zeros."""
-        elements = self.in_features * self.out_features
         bias = self.out_features * itemsize if self.has_bias else 0
         if self.group_size is None:
-            return elements * itemsize + bias
-        groups = elements // self.group_size
-        return elements // 2 + groups * itemsize + groups // 2 + bias
+            return self.num_weights * itemsize + bias
+        groups = self.num_weights // self.group_size
+        return self.num_weights // 2 + groups * itemsize + groups // 2 + bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +138,17 @@ class ModelShape:
     @property
     def num_weights(self) -> int:
         """Of the layers' linears and the output layer, on one device."""
-        linears = [*self.linears, (self.lm_head, 1)]
-        return sum(linear.in_features * linear.out_features * count for linear, count in linears)
+        return self.lm_head.num_weights + sum(linear.num_weights * count for linear, count in self.linears)
 
     @property
     def num_quantized_weights(self) -> int:
-        """Those of 4 bits."""
-        quantized = [(linear, count) for linear, count in self.linears if linear.group_size is not None]
-        return sum(linear.in_features * linear.out_features * count for linear, count in quantized)
+        """Those of them that are of 4 bits."""
+        return self.lm_head.num_quantized_weights + self.num_quantized_layer_weights
+
+    @property
+    def num_quantized_layer_weights(self) -> int:
+        """The same without the output layer."""
+        return sum(linear.num_quantized_weights * count for linear, count in self.linears)
 
 
 def read_model(model: str, **where: str) -> ModelShape:
@@ -179,16 +190,18 @@ def _layer_linears(config: DecoderConfig) -> list[tuple[str, str, int, int, bool
 def _split(linear: LinearShape, num_devices: int, config: DecoderConfig) -> LinearShape:
     """qkv, gate_up and lm_head by outputs, o and down by inputs. KV heads fewer than devices are repeated."""
     if linear.name in ("o", "down"):
-        in_features = linear.in_features // num_devices
-        if linear.group_size is not None and in_features % linear.group_size:
+        in_features, group_size = linear.in_features // num_devices, linear.group_size
+        if group_size == linear.in_features:  # one group a column: each device has a part of it, and its scale
+            group_size = in_features
+        if group_size is not None and in_features % group_size:
             raise ConfigError(
                 f"--num-devices {num_devices}: {linear.name} has {linear.in_features} input features in groups of "
-                f"{linear.group_size}, which do not divide so"
+                f"{group_size}, which do not divide so"
             )
-        return LinearShape(linear.name, in_features, linear.out_features, linear.group_size, linear.has_bias)
+        return replace(linear, in_features=in_features, group_size=group_size)
     if linear.name == "qkv":
         kv_heads = max(1, config.num_kv_heads // num_devices)
         out_features = (config.num_heads // num_devices + 2 * kv_heads) * config.head_dim
     else:
         out_features = -(-linear.out_features // num_devices)
-    return LinearShape(linear.name, linear.in_features, out_features, linear.group_size, linear.has_bias)
+    return replace(linear, out_features=out_features)

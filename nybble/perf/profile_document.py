@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from nybble.bench.environment import environment
 from nybble.bench.results import SCHEMA, to_json
 from nybble.core.errors import ConfigError
-from nybble.perf.roofline import Floor, Roofline
+from nybble.perf.roofline import Floor, Roofline, by_kind
 from nybble.perf.step_cost import KINDS, Kind, Work
 from nybble.perf.step_profile import PartTime, StepTimes
 
@@ -131,8 +131,8 @@ def _kinds(parts: Sequence[Mapping[str, Any]], host_seconds: float | None, secon
 
 
 def larger_batches(rows: Sequence[Mapping[str, Any]], roofline: Roofline, capacity: Capacity) -> list[dict[str, Any]]:
-    """What the model says of batches beyond the largest: the limit, and what comes of it if the largest's share of the
-    limit holds; None where a batch's sequences no longer fit in KV memory."""
+    """What the model says of batches beyond the largest: the limit, what comes of it if the largest's share of the
+    limit holds (None if nothing was measured), and whether such a batch's sequences fit in KV memory."""
     decode = [row for row in rows if row["step"] == "decode"]
     if not decode:
         return []
@@ -152,6 +152,16 @@ def larger_batches(rows: Sequence[Mapping[str, Any]], roofline: Roofline, capaci
             }
         )
     return found
+
+
+def eight_bit_kv(row: Mapping[str, Any], roofline: Roofline) -> dict[str, Any]:
+    """What a KV cache of 8 bits would bring a decode step: tokens in the same memory, ms off the floor of attention."""
+    work, narrow = Work.decode(row["batch"], row["context_len"]), replace(roofline, kv_itemsize=1)
+    seconds, narrow_seconds = (by_kind(each.floors(work))["attention"] for each in (roofline, narrow))
+    return {
+        "times_as_many_tokens": roofline.kv_bytes_per_token() // narrow.kv_bytes_per_token(),
+        "spared_ms": (seconds - narrow_seconds) * 1e3,
+    }
 
 
 def communication_rows(whole: Roofline, batches: Sequence[int], context_len: int) -> list[dict[str, Any]]:
@@ -196,8 +206,9 @@ def make_document(
         facts: more that belongs at the top.
     """
     shape = roofline.shape
-    batches = [row["batch"] for row in rows if row["step"] == "decode"]
-    context_len = max((row["context_len"] for row in rows if row["step"] == "decode"), default=1)
+    decode = [row for row in rows if row["step"] == "decode"]
+    batches = [row["batch"] for row in decode]
+    context_len = max((row["context_len"] for row in decode), default=1)
     dequantize = roofline.dequantize_seconds()
     document = {
         "schema": SCHEMA,
@@ -216,6 +227,7 @@ def make_document(
         "crossover_batch": roofline.crossover_batch(),
         "dequantize_ms": None if dequantize is None else dequantize * 1e3,
         "capacity": asdict(capacity),
+        "eight_bit_kv": eight_bit_kv(decode[-1], roofline) if decode else None,
         **facts,
         "steps": rows,
         "larger_batches": larger_batches(rows, roofline, capacity),

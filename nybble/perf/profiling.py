@@ -14,22 +14,20 @@ from nybble.core import machine as host
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
 from nybble.perf.ceilings import Ceilings, measure_ceilings
-from nybble.perf.decoding import steps_ahead
 from nybble.perf.intervals import Interval, write_trace
-from nybble.perf.machines import Machine, find_machine
+from nybble.perf.located import located
+from nybble.perf.machines import Machine, check_link, in_table
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape, read_checkpoint
 from nybble.perf.profile_document import Capacity, make_document, step_row
+from nybble.perf.profile_engine import PREFILL_TOKENS, profile_engine
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
 from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
 from nybble.progress import Progress
 
 PLANNED_UTILIZATION = 0.9
-PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
-"""Of a prefill step, where nobody says."""
-STEP_TOKENS = {"cuda": 8192, "cpu": 512}
-"""`max_num_batched_tokens`, where nobody says."""
+PLANNED_STEP_TOKENS = 8192
 
 
 def dry_profile(
@@ -47,8 +45,9 @@ def dry_profile(
         prefill_len: 0: no prefill step; None: 2048 tokens, or as many as the model has positions.
 
     Raises:
-        ConfigError: the model cannot be split so, or has fewer positions.
+        ConfigError: the model cannot be split so, or has fewer positions; or nothing is known of the machines' link.
     """
+    check_link(machine, num_devices)
     positions = shape.config.max_position_embeddings
     prefill_len = min(PREFILL_TOKENS["cuda"], positions) if prefill_len is None else prefill_len
     longest = max(context_len, prefill_len)
@@ -68,7 +67,7 @@ def dry_profile(
         machine,
         dtype.itemsize,
         max_num_seqs=max(batches),
-        max_num_batched_tokens=STEP_TOKENS["cuda"],
+        max_num_batched_tokens=PLANNED_STEP_TOKENS,
     )
     capacity = Capacity(
         kv_tokens=plan.kv_tokens(PLANNED_UTILIZATION),
@@ -96,23 +95,18 @@ def measured_profile(
     """Steps of an engine that is made for it; the ceilings are measured first, on a device that is still free.
 
     Args:
-        prefill_len: 0: no prefill step; None: 2048 tokens, on a CPU 256, or as many as the model and a step take.
+        prefill_len: as for `profile_engine`.
+
+    Raises:
+        ConfigError: as `profile_engine`, before anything is measured.
     """
-    machine, device = this_machine(engine.get("device") or "auto", measured=True)
-    budget = max(engine.get("max_num_batched_tokens") or STEP_TOKENS[device], max(batches))
-    num_steps_in_all = steps_needed(num_steps, repeats) + steps_ahead(max(batches), context_len, budget)
-    longest = max(context_len + num_steps_in_all, prefill_len or 0) + 1
-    options = {
-        "max_num_seqs": max(batches),
-        "max_model_len": longest,
-        "max_num_batched_tokens": max(budget, prefill_len or 0),
-        **engine,
-    }
+    _, resolved = located(model, synthetic, engine)
+    total_steps = steps_needed(num_steps, repeats)
+    options, prefill_len = profile_engine(engine, resolved, batches, context_len, prefill_len, total_steps)
+    machine = this_machine(resolved.device, measured=True)
     with opened_model(model, synthetic, options) as llm:
         dtype = getattr(torch, llm.config.dtype)
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
-        if prefill_len is None:
-            prefill_len = min(PREFILL_TOKENS[device], llm.config.max_num_batched_tokens, longest - 1)
         measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
         capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")
@@ -149,30 +143,34 @@ def _measure(
     return measured
 
 
-def this_machine(device: str, *, measured: bool = False) -> tuple[Machine, str]:
-    """The machine that this runs on, and "cpu" or "cuda": rates as in the table where it has the GPU, else measured.
-
-    Args:
-        device: auto, cpu or cuda.
-        measured: measure its rates in any case.
+def device_here(device: str) -> str:
+    """What `auto`, `cpu` or `cuda` comes to on this machine: cpu or cuda.
 
     Raises:
         ConfigError: cuda, and there is none.
     """
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        found = measure_ceilings(torch.device("cpu"), torch.float32)
-        return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None), "cpu"
-    if not torch.cuda.is_available():
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
         raise ConfigError("--device cuda, but torch finds no CUDA device; see `nybble doctor`")
+    return "cuda" if has_cuda and device != "cpu" else "cpu"
+
+
+def this_machine(device: str, *, measured: bool = False) -> Machine:
+    """The machine that this runs on: rates as in the table where it has the GPU, else measured.
+
+    Args:
+        device: cpu or cuda, as `device_here` says.
+        measured: measure its rates in any case.
+    """
+    if device == "cpu":
+        found = measure_ceilings(torch.device("cpu"), torch.float32)
+        return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None)
     name = torch.cuda.get_device_name()
-    try:
-        known: Machine | None = find_machine(name)
-    except ConfigError:
-        known = None
+    known = in_table(name)
     if known is not None and not measured:
-        return known, "cuda"
+        return known
     found = measure_ceilings(torch.device("cuda"), torch.float16)
-    return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known), "cuda"
+    return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known)
 
 
 def _measured(name: str, memory_bytes: float, found: Ceilings, known: Machine | None) -> Machine:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from nybble.bench.offline import opened_model
-from nybble.perf.advice import STEP_TOKENS, Advice
+from nybble.core.errors import MeasurementError, MemoryBudgetError
+from nybble.perf.advice import Advice
+from nybble.perf.planner import STEP_TOKENS
 from nybble.perf.setting import Setting
 from nybble.perf.trial import Trial, run_trial
 from nybble.perf.workload_model import Load
@@ -17,6 +19,7 @@ WORTH = 1.03
 """A neighbour must be so many times as good to take a recommendation's place: less may be chance."""
 MOST_TRIED = 5
 """The recommendation, and two neighbours in each of two settings."""
+REFINED = ("max_num_batched_tokens", "max_num_seqs")
 ENGINE_SETTINGS = (
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -60,7 +63,8 @@ def refine(
 ) -> tuple[list[Setting], list[Tried]]:
     """The settings with the best of what was tried, and all that was.
 
-    First the tokens of a step, halved and doubled, then the sequences; each goes on from the best so far.
+    First the tokens of a step, halved and doubled, then the sequences; each goes on from the best so far. A neighbour
+    that does not fit, or breaks, becomes one of the advice's notes.
 
     Args:
         engine: settings that stay.
@@ -81,12 +85,17 @@ def refine(
         return tried[key]
 
     best = measure(best_settings)
-    for name in ("max_num_batched_tokens", "max_num_seqs"):
+    for name in REFINED:
         for value in _neighbours(name, best.settings, load):
-            found = measure({**best.settings, name: value})
+            try:
+                found = measure({**best.settings, name: value})
+            except (MemoryBudgetError, MeasurementError) as error:
+                advice.notes.append(f"{name} {value} was not measured: {error}")
+                continue
             if found.is_better_than(best, load):
                 best = found
-    return [_measured(setting, best, measure(best_settings)) for setting in advice.settings], list(tried.values())
+    runs = list(tried.values())
+    return [_measured(setting, best, runs) for setting in advice.settings], runs
 
 
 def _neighbours(name: str, settings: Mapping[str, Any], load: Load) -> list[int]:
@@ -97,15 +106,14 @@ def _neighbours(name: str, settings: Mapping[str, Any], load: Load) -> list[int]
     return [each for each in (value // 2, value * 2) if 1 <= each <= min(most, settings["max_num_batched_tokens"])]
 
 
-def _measured(setting: Setting, best: Tried, first: Tried) -> Setting:
-    """The setting as the runs left it."""
-    value = best.settings.get(setting.name, setting.value)
-    if setting.name not in ("max_num_seqs", "max_num_batched_tokens"):
+def _measured(setting: Setting, best: Tried, runs: Sequence[Tried]) -> Setting:
+    """The setting as the runs, of which the first is of what was recommended, left it."""
+    if setting.name not in REFINED:
         return setting
-    if value == setting.value:
-        return Setting(setting.name, value, f"{setting.why}; its neighbours, measured, were no better")
-    return Setting(
-        setting.name,
-        value,
-        f"measured: {best.output_tok_s:,.1f} tok/s against {first.output_tok_s:,.1f} with {setting.value}",
-    )
+    value, others = best.settings[setting.name], {run.settings[setting.name] for run in runs} - {setting.value}
+    why = setting.why
+    if value != setting.value:
+        why = f"measured: {best.output_tok_s:,.1f} tok/s against {runs[0].output_tok_s:,.1f} with {setting.value}"
+    elif others:
+        why += f"; {' and '.join(map(str, sorted(others)))}, measured, brought no more"
+    return Setting(setting.name, value, why)

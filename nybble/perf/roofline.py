@@ -65,8 +65,8 @@ class Roofline:
     def floor(self, part: Part) -> Floor:
         machine, link = self.machine, 0.0
         if part.link_bytes:
-            rate = machine.link_bytes_per_second or machine.read_bytes_per_second
-            link = part.count * (machine.link_seconds + part.link_bytes / rate)
+            assert machine.link_bytes_per_second is not None, "check_link comes first"
+            link = part.count * (machine.link_seconds + part.link_bytes / machine.link_bytes_per_second)
         return Floor(part, part.num_bytes / machine.read_bytes_per_second, part.flops / machine.flops_per_second, link)
 
     def seconds(self, work: Work) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ class Setting:
     why: str
 
 
-def serve_command(model: str, settings: Sequence[Setting]) -> str:
-    """The line that starts a server so."""
+def serve_command(model: str, settings: Sequence[Setting], *, on_gpu: bool = True) -> str:
+    """The line, for a shell, that starts a server so."""
     flags = (
         "max_num_seqs",
         "max_num_batched_tokens",
@@ -25,7 +26,5 @@ def serve_command(model: str, settings: Sequence[Setting]) -> str:
         "gpu_memory_utilization",
         "kv_cache_memory_bytes",
     )
-    given = " ".join(
-        f"--{setting.name.replace('_', '-')} {setting.value}" for setting in settings if setting.name in flags
-    )
-    return f"nybble serve {model} {given}"
+    given = [f"--{setting.name.replace('_', '-')} {setting.value}" for setting in settings if setting.name in flags]
+    return " ".join(["nybble serve", shlex.quote(model), *([] if on_gpu else ["--device cpu"]), *given])

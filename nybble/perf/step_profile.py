@@ -12,10 +12,9 @@ from typing import cast
 
 import torch
 
-from nybble.core.errors import ConfigError
 from nybble.llm import LLM
 from nybble.models.decoder import CausalLM
-from nybble.perf.decoding import decoding, random_request, run_steps
+from nybble.perf.decoding import decoding, random_request, run_steps, steps_ahead
 from nybble.perf.intervals import Blamed, Interval
 from nybble.perf.observe import CpuObserver, GpuObserver, Observer
 from nybble.perf.step_cost import Kind, Work
@@ -79,7 +78,7 @@ class StepProfiler:
             MeasurementError: one ended early.
         """
         total = steps_needed(self._num_steps, self._repeats)
-        prompt_len = max(1, context_len - total // 2)
+        prompt_len = prompt_len_for(context_len, total)
         with decoding(self._llm, batch, prompt_len, total):
             run = partial(run_steps, self._llm, self._num_steps, batch)
             run_steps(self._llm, WARM_STEPS, batch)
@@ -89,16 +88,8 @@ class StepProfiler:
         return self._times("decode", Work.decode(batch, context), context, walls, watched, self._num_steps)
 
     def prefill(self, prompt_len: int) -> StepTimes:
-        """The step that takes in a prompt whole.
-
-        Raises:
-            ConfigError: it is longer than one step may be.
-        """
-        most = self._llm.config.max_num_batched_tokens
-        if prompt_len > most:
-            raise ConfigError(
-                f"--prefill-len {prompt_len} is more than max_num_batched_tokens = {most}, the most that one step takes"
-            )
+        """The step that takes in a prompt whole; it may not be longer than one."""
+        assert prompt_len <= self._llm.config.max_num_batched_tokens, prompt_len
 
         def once() -> None:
             for _ in self._llm.run([random_request(self._llm, "prefill", prompt_len, 1)]):
@@ -138,6 +129,17 @@ class StepProfiler:
 def steps_needed(num_steps: int, repeats: int) -> int:
     """That `decode` runs."""
     return WARM_STEPS + num_steps * (repeats + 1)
+
+
+def prompt_len_for(context_len: int, total_steps: int) -> int:
+    """Half of the steps lie before the context that is asked for."""
+    return max(1, context_len - total_steps // 2)
+
+
+def tokens_needed(batch: int, context_len: int, total_steps: int, max_num_batched_tokens: int) -> int:
+    """Of a sequence at its end, at most, in `decode`."""
+    prompt_len = prompt_len_for(context_len, total_steps)
+    return prompt_len + total_steps + steps_ahead(batch, prompt_len, max_num_batched_tokens)
 
 
 def _timed(run: Callable[[], None]) -> float:

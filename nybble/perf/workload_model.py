@@ -117,7 +117,7 @@ def expected_prefill_seconds(roofline: Roofline, num_tokens: int) -> float:
     """Of one step that takes in so many tokens of a prompt."""
     seconds = roofline.seconds(Work.prefill(num_tokens)) / PREFILL_SHARE + _launch_seconds(roofline)
     if num_tokens > SCRATCH_FROM:
-        written = roofline.shape.num_quantized_weights * roofline.dtype.itemsize
+        written = roofline.shape.num_quantized_layer_weights * roofline.dtype.itemsize
         seconds += written / roofline.machine.read_bytes_per_second
     return seconds
 

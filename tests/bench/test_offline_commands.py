@@ -1,6 +1,8 @@
 """`nybble bench latency`, `throughput` and `startup` on the embedded model and on a synthetic shape."""
 
+import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,43 @@ def test_a_synthetic_shape_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_synthetic_configs_are_of_families_that_nybble_runs(name: str) -> None:
     with synthetic_directory(name) as path:
         assert Checkpoint.open(Path(path)).facts().vocab_size > 100_000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bench", "latency", "tiny"),
+        ("bench", "throughput", "tiny"),
+        ("bench", "startup", "tiny"),
+        ("bench", "step", "tiny"),
+        ("bench", "kernels", "tiny"),
+        ("bench", "serve", "--base-url", "http://127.0.0.1:9"),
+        ("advise", "tiny", "--concurrency", "4"),
+    ],
+)
+def test_where_results_cannot_go_shows_before_anything_is_measured(
+    words: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Loading a model, finding a server and measuring the machine all fail here."""
+    for name in ("nybble.llm.LLM", "nybble.perf.ceilings.measure_ceilings", "nybble.bench.startup.measure"):
+        monkeypatch.delattr(name)
+    monkeypatch.delattr("nybble.bench.target.served_model")
+    closed = tmp_path / "closed"
+    closed.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (closed, os.W_OK))
+    cases = (
+        (tmp_path / "no" / "x", f"{tmp_path / 'no'} is no directory"),
+        (tmp_path, "is a directory; give a file's name"),
+        (closed, "may not be written"),
+    )
+    for flag, (path, message) in itertools.product(("--output", "--csv") if "bench" in words else ("--output",), cases):
+        with pytest.raises(SystemExit) as end:
+            main([*words, flag, str(path)])
+        assert end.value.code == 2
+        assert f"{flag} {path}: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """`nybble advise`: what is recommended follows from memory, objectives and load; what is measured has the last word."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,16 @@ import pytest
 from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
 from nybble.core.config import EngineConfig
-from nybble.core.errors import ConfigError
+from nybble.core.errors import ConfigError, MemoryBudgetError
 from nybble.llm import LLM
-from nybble.perf.advice import HALF, advise
-from nybble.perf.machines import find_machine
-from nybble.perf.memory_model import plan_memory
+from nybble.perf.advice import Advice, advise
+from nybble.perf.machines import Machine, describe, find_machine
+from nybble.perf.memory_model import MOST_UTILIZATION, plan_memory
 from nybble.perf.model_shape import ModelShape
-from nybble.perf.refine import Tried
+from nybble.perf.planner import HALF
+from nybble.perf.refine import Tried, refine
 from nybble.perf.roofline import Roofline
-from nybble.perf.setting import serve_command
+from nybble.perf.setting import Setting, serve_command
 from nybble.perf.step_cost import Work
 from nybble.perf.trial import Trial, run_trial
 from nybble.perf.workload_model import (
@@ -89,6 +92,58 @@ def test_a_model_too_large_says_how_many_devices_it_takes() -> None:
         advise(large, RTX, load())
 
 
+def card(memory_gb: float, link_gb_s: float | None = 25) -> Machine:
+    return describe("Mine", memory_gb=memory_gb, read_gb_s=900, tflops=70, link_gb_s=link_gb_s)
+
+
+@pytest.mark.parametrize("memory_gb", [22.5, 23, 23.5, 24, 25, 40])
+@pytest.mark.parametrize("asked", [load(concurrency=4), load(concurrency=None, request_rate=0.2)])
+def test_what_is_chosen_fits_in_what_may_be_used(qwen: ModelShape, memory_gb: float, asked: Load) -> None:
+    """And one device is chosen only where it holds what is asked for."""
+    advice = advise(qwen, card(memory_gb), asked, num_devices=2)
+    utilization, num_seqs = advice.value("gpu_memory_utilization"), advice.value("max_num_seqs")
+    assert utilization <= MOST_UTILIZATION
+    assert num_seqs * asked.tokens <= advice.memory.kv_tokens(utilization)
+    assert num_seqs == 4 or asked.concurrency is None
+
+
+def test_memory_that_only_whole_utilization_holds_takes_one_device_more(qwen: ModelShape) -> None:
+    """Between the room at 97 % and at 100 %: four requests are 2560 tokens of 262,144 bytes, 3 % of 23.2 GB is 0.7."""
+    machine = card(23.2)
+    plan = plan_memory(qwen, machine, 2, max_num_seqs=4, max_num_batched_tokens=512)
+    assert plan.kv_tokens(MOST_UTILIZATION) < 4 * 640 < plan.kv_tokens(1.0)
+    assert advise(qwen, machine, load(concurrency=4), num_devices=2).num_devices == 2
+
+
+def test_little_memory_makes_steps_shorter(qwen: ModelShape) -> None:
+    tight, wide = (advise(qwen, card(memory_gb), load(concurrency=4)) for memory_gb in (23.51, 40))
+    assert (tight.value("max_num_batched_tokens"), wide.value("max_num_batched_tokens")) == (512, 1024)
+    why = {setting.name: setting.why for setting in tight.settings}
+    assert "longer ones leave too little memory" in why["max_num_batched_tokens"]
+
+
+@pytest.mark.parametrize("memory_gb", [9, 11, 12.2, 12.6])
+def test_the_number_of_devices_that_a_refusal_names_is_enough(memory_gb: float) -> None:
+    shape, machine = ModelShape.read(synthetic_config("qwen2.5-14b-awq")), card(memory_gb)
+    with pytest.raises(ConfigError, match="do not fit on 1 × Mine") as refused:
+        advise(shape, machine, load())
+    enough = int(str(refused.value).rpartition(" ")[2])
+    assert enough > 1
+    assert advise(shape, machine, load(), enough).num_devices == enough
+
+
+def test_an_unknown_link_is_no_free_one(qwen: ModelShape) -> None:
+    with pytest.raises(ConfigError, match=r"--num-devices 2: nothing is known of the link .* give --link-gb-s"):
+        advise(qwen, card(24, None), load(), num_devices=2)
+    assert advise(qwen, card(40, None), load()).num_devices == 1
+
+
+def test_more_streams_than_logits_have_room_for_wait(qwen: ModelShape) -> None:
+    """5000 sequences' logits alone would be 24 GB."""
+    advice = advise(qwen, card(40), load(concurrency=5000))
+    assert 1 < advice.value("max_num_seqs") < 200
+
+
 def test_a_request_too_long_is_refused(qwen: ModelShape) -> None:
     with pytest.raises(ConfigError, match="a request of 40000 tokens does not fit: there is room for"):
         advise(qwen, RTX, load(input_len=39_872), num_devices=1)
@@ -120,6 +175,12 @@ def test_what_is_recommended_are_settings_of_the_engine(qwen: ModelShape) -> Non
         model="m", **{name: float(value) if "." in value else int(value) for name, value in settings.items()}
     )
     assert set(settings) == {"max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization"}
+
+
+def test_the_command_line_can_be_pasted(qwen: ModelShape) -> None:
+    words = serve_command("my models/a", advise(qwen, H200, load(), on_gpu=False).settings, on_gpu=False)
+    assert words.startswith("nybble serve 'my models/a' --device cpu --max-num-seqs 16 ")
+    assert "--kv-cache-memory-bytes" in words
 
 
 def test_expected_steps_meet_those_measured(qwen: ModelShape) -> None:
@@ -172,6 +233,63 @@ def test_a_neighbour_must_be_worth_it() -> None:
     assert base.is_better_than(late, slow)
 
 
+class Runs:
+    """Stands in for engines: what `speed` says of a choice of settings, None: it does not fit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, speed: Callable[[dict[str, Any]], float | None]) -> None:
+        self.speed = speed
+        monkeypatch.setattr("nybble.perf.refine.opened_model", self.opened_model)
+        monkeypatch.setattr("nybble.perf.refine.run_trial", lambda found, load, num_requests, seed: trial(found))
+
+    @contextmanager
+    def opened_model(self, model: str, synthetic: None, settings: dict[str, Any]) -> Iterator[float]:
+        found = self.speed(settings)
+        if found is None:
+            raise MemoryBudgetError("too little")
+        yield found
+
+    def refine(self, advice: Advice, asked: Load) -> tuple[dict[str, Setting], list[Tried]]:
+        settings, tried = refine("m", None, {}, advice, asked, num_requests=1, repeats=1, report=lambda tried: None)
+        return {setting.name: setting for setting in settings}, tried
+
+
+def test_a_neighbour_that_does_not_fit_is_passed_over(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = advise(qwen, RTX, load(concurrency=4))
+    tokens = advice.value("max_num_batched_tokens")
+    runs = Runs(monkeypatch, lambda settings: None if settings["max_num_batched_tokens"] > tokens else 100.0)
+    settings, tried = runs.refine(advice, load(concurrency=4))
+    assert [each.settings["max_num_seqs"] for each in tried] == [4, 4, 2]
+    assert advice.notes == [f"max_num_batched_tokens {2 * tokens} was not measured: too little"]
+    assert settings["max_num_batched_tokens"].why.endswith(f"; {tokens // 2}, measured, brought no more")
+    assert settings["max_num_seqs"].why.endswith("; 2, measured, brought no more")
+
+
+def test_nothing_is_said_of_neighbours_that_were_not_measured(
+    qwen: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load(concurrency=1)
+    advice = advise(qwen, H200, asked)
+    alone = [advice.value(name) for name in ("max_num_seqs", "max_num_batched_tokens")]
+    runs = Runs(monkeypatch, lambda s: 1.0 if [s["max_num_seqs"], s["max_num_batched_tokens"]] == alone else None)
+    settings, tried = runs.refine(advice, asked)
+    assert len(tried) == 1
+    assert not any("measured" in setting.why for setting in settings.values())
+
+
+def test_a_better_neighbour_takes_the_place(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = advise(qwen, H200, load())
+    tokens = advice.value("max_num_batched_tokens")
+    settings, _ = Runs(monkeypatch, lambda settings: settings["max_num_batched_tokens"]).refine(advice, load())
+    assert settings["max_num_batched_tokens"] == Setting(
+        "max_num_batched_tokens", 2 * tokens, f"measured: {2 * tokens:,.1f} tok/s against {tokens:,.1f} with {tokens}"
+    )
+
+
+def test_a_recommendation_that_does_not_fit_is_an_error(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MemoryBudgetError):
+        Runs(monkeypatch, lambda settings: None).refine(advise(qwen, H200, load()), load())
+
+
 def test_a_trial_serves_its_load() -> None:
     with LLM("tiny", device="cpu", max_num_seqs=4, max_model_len=64, enable_prefix_caching=False) as llm:
         closed = run_trial(llm, load(input_len=8, output_len=4, concurrency=2), 5, "a")
@@ -214,6 +332,7 @@ def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     assert len(tried) == len(set(tried)) >= 3
     assert captured.out.count("tried max_num_seqs") == len(tried)
+    assert "nybble serve tiny --device cpu --max-num-seqs" in captured.out
     settings = {setting["name"]: setting["value"] for setting in document["settings"]}
     assert (settings["max_num_seqs"], settings["max_num_batched_tokens"]) in tried
 
@@ -225,6 +344,10 @@ def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["tiny", "--concurrency", "1", "--request-rate", "1"], "give a load"),
         (["tiny", "--request-rate", "-1"], "--request-rate -1: must be above 0"),
         (["tiny", "--concurrency", "4", "--device", "H200", "--measure"], "--measure runs on this machine"),
+        (
+            ["tiny", "--concurrency", "4", "--device", "cpu", "--num-devices", "2"],
+            "--num-devices 2: this machine's CPU",
+        ),
         (["tiny", "--concurrency", "4", "--read-gb-s", "5"], "--read-gb-s describes a machine that is not here"),
         (["tiny", "--concurrency", "4", "--device", "H200", "--goodput", "e2el:5"], "--goodput e2el"),
         (["tiny", "--concurrency", "4", "--device", "H200", "--output", "/nowhere/x"], "/nowhere is no directory"),

@@ -103,7 +103,7 @@ def test_shares_are_of_the_roofline() -> None:
     assert found["flops"] == cost.flops == 2 * 3 * 768 * 256
     assert found["bytes"] == cost.bytes > 768 * 256 // 2
     assert found["roofline_us"] == pytest.approx(max(cost.bytes / 1e9, cost.flops / 1e10) * 1e6)
-    assert found["bound"] == "math" if cost.flops > 10 * cost.bytes else "memory"
+    assert found["bound"] == ("math" if cost.flops > 10 * cost.bytes else "memory")
     assert found["share"] == pytest.approx(found["roofline_us"] / found["us"])
     assert found["tb_s"] == pytest.approx(cost.bytes / found["us"] / 1e6)
     assert found["num_copies"] == 2
@@ -134,6 +134,23 @@ def test_a_wrong_implementation_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(kernel_bench.OPS, "silu_mul", replace(op, impls=(off,)))
     wrong = replace(points["silu_mul"], impl=off)
     assert bench.error(wrong) == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_error_is_of_the_case_that_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that store a linear in groups of another size have an operation of the same name."""
+    shape = tiny()
+    others = tuple((replace(linear, group_size=64), count) for linear, count in shape.model.linears)
+    assert not set(others) & set(shape.model.linears)
+    model = replace(shape.model, linears=(*shape.model.linears, *others))
+    found: list[Any] = []
+    monkeypatch.setattr(kernel_bench, "measure", lambda op, impl, case, dtype, device: found.append(case) or 0.0)
+    bench = KernelBench(replace(shape, model=model), CEILINGS, 20)
+    points = list(bench.points([2, 9, 10], ["down"]))
+    for point in points:
+        bench.error(point)
+    assert [case.tokens for case in found] == [2, 2, 4, 4], "few tokens, and once a shape"
+    assert [case.group_size for case in found] == [point.op.case.group_size for point in points[:4]]
+    assert found[0].group_size != found[1].group_size
 
 
 def bench(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, list[str], str]:

@@ -16,6 +16,10 @@ NOTHING = {"memory_gb": None, "read_gb_s": None, "tflops": None, "link_gb_s": No
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("h200", "H200"),
         ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40GB PCIe"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
         ("H100 PCIe", "H100 PCIe"),
     ],
 )
@@ -53,6 +57,9 @@ def test_a_machine_may_be_described_in_full_or_in_part() -> None:
     assert changed.link_bytes_per_second == 56e9
     assert changed.link_seconds < find_machine("RTX 3090").link_seconds, "NVLink"
     assert changed.flops_per_second == find_machine("RTX 3090").flops_per_second
+    whole = describe("RTX 3090", **NOTHING | {"memory_gb": 48.0, "read_gb_s": 900.0, "tflops": 70.0})
+    assert whole.link_bytes_per_second == find_machine("RTX 3090").link_bytes_per_second, "a figure that was not given"
+    assert whole.integer_ops_per_second == find_machine("RTX 3090").integer_ops_per_second
     with pytest.raises(ConfigError, match="not in the table"):
         describe("mine", **NOTHING | {"memory_gb": 80.0, "tflops": 100.0})
     with pytest.raises(ConfigError, match="--tflops 0: must be above 0"):

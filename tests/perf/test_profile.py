@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import torch
 
 from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
+from nybble.core.errors import ConfigError
+from nybble.llm import LLM
 from nybble.perf.explain import explain
-from nybble.perf.machines import find_machine
+from nybble.perf.located import located
+from nybble.perf.machines import Machine, find_machine
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.profile_document import Capacity, make_document, step_row
+from nybble.perf.profile_engine import profile_engine
 from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
 from nybble.perf.profiling import dry_profile
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
-from nybble.perf.step_profile import PartTime, StepTimes
+from nybble.perf.step_profile import PartTime, StepProfiler, StepTimes, steps_needed
 
 
 def run(*arguments: str) -> int:
@@ -70,6 +75,36 @@ def test_the_explanation_covers_the_studys_causes(study: dict[str, Any]) -> None
         assert not line.startswith("- ") or re.search(r"\d", line), f"a claim without a figure: {line}"
     assert "memory below a batch of 19:" in text
     assert "131,072 bytes" in text
+
+
+def explained(machine: Machine, dtype: torch.dtype) -> str:
+    roofline = Roofline(ModelShape.read(synthetic_config("qwen2.5-32b-awq")), machine, dtype)
+    rows = [step_row("decode", Work.decode(batch, 4096), 4096, roofline, None) for batch in (1, 16)]
+    capacity = Capacity(kv_tokens=100_000, source="a test")
+    return explain(
+        make_document(settings={}, whole=roofline, roofline=roofline, rows=rows, capacity=capacity, facts={})
+    )
+
+
+@pytest.mark.parametrize(("dtype", "times", "left"), [(torch.float16, 2, 1 / 2), (torch.float32, 4, 1 / 4)])
+def test_eight_bits_save_by_what_the_cache_has(dtype: torch.dtype, times: int, left: float) -> None:
+    machine = find_machine("H200").sustained()
+    found = re.search(
+        r"hold (\d) times as many tokens and take ([\d.]+) ms off attention's floor", explained(machine, dtype)
+    )
+    assert found is not None
+    assert int(found[1]) == times
+    # Keys and values of 16 × 4096 tokens; queries and outputs are little beside them.
+    reading_ms = 16 * 4096 * 2 * 64 * 8 * 128 * dtype.itemsize / machine.read_bytes_per_second * 1e3
+    assert float(found[2]) == pytest.approx(reading_ms * (1 - left), rel=0.01)
+
+
+def test_a_machine_that_computes_slowly_is_bound_by_arithmetic() -> None:
+    """Smaller keys spare it nothing, nor do larger batches share anything."""
+    text = explained(replace(find_machine("H200"), flops_per_second=1e11), torch.float16)
+    assert "and not make attention faster, which is bound by arithmetic, at batch 16" in text
+    assert "bound by arithmetic from a batch of 1 on: each sequence adds its own time" in text
+    assert "below a batch of 1:" not in text
 
 
 def test_measured_parts_meet_their_floors() -> None:
@@ -153,6 +188,67 @@ def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(
+    ("device", "positions", "step_tokens", "expected"),
+    [("cpu", 2048, 512, 256), ("cuda", 32768, 8192, 2048), ("cuda", 1000, 8192, 999), ("cuda", 32768, 700, 700)],
+)
+def test_the_default_prefill_does_not_follow_the_context(
+    device: str, positions: int, step_tokens: int, expected: int
+) -> None:
+    resolved = replace(
+        located("tiny", None, {"device": "cpu"})[1],
+        device=device,
+        max_model_len=positions,
+        max_num_batched_tokens=step_tokens,
+    )
+    options, prefill_len = profile_engine({}, resolved, [1, 4], 16, None, 11)
+    assert prefill_len == expected
+    assert options == {"max_num_seqs": 4, "max_num_batched_tokens": step_tokens, "max_model_len": expected + 1}
+
+
+def test_the_longest_context_that_is_let_in_can_be_measured() -> None:
+    """The engine's own check agrees with the one that comes before it."""
+    _, resolved = located("tiny", None, {"device": "cpu", "max_model_len": 96})
+    fits = []
+    for context_len in range(60, 96):
+        with suppress(ConfigError):
+            profile_engine({"max_model_len": 96}, resolved, [3], context_len, 0, steps_needed(1, 1))
+            fits.append(context_len)
+    with LLM("tiny", device="cpu", max_model_len=96, max_num_seqs=3, enable_prefix_caching=False) as llm:
+        profiler = StepProfiler(llm, num_steps=1, repeats=1)
+        assert profiler.decode(3, fits[-1]).work == Work.decode(3, fits[-1])
+        with pytest.raises(ConfigError, match="max_model_len is 96"):
+            profiler.decode(3, fits[-1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["tiny", "--batch-sizes", "4", "--max-num-seqs", "2"],
+            "--batch-sizes 4: more sequences than --max-num-seqs 2",
+        ),
+        (
+            ["tiny", "--batch-sizes", "4", "--max-num-batched-tokens", "2"],
+            "--batch-sizes 4: more than --max-num-batched",
+        ),
+        (
+            ["tiny", "--prefill-len", "99", "--max-num-batched-tokens", "88"],
+            "--prefill-len 99: more than --max-num-batched",
+        ),
+        (["tiny", "--batch-sizes", "1", "--context-len", "99999"], "--context-len 99999: sequences grow to 1"),
+        (["tiny", "--batch-sizes", "1", "--prefill-len", "99999"], "--prefill-len 99999: with the token that follows"),
+        (["tiny", "--context-len", "50", "--max-model-len", "60"], "--context-len 50: sequences grow to"),
+    ],
+)
+def test_what_cannot_be_measured_is_named_before_it_is(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("nybble.perf.profiling.measure_ceilings")
+    assert run(*arguments, "--device", "cpu") == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["tiny", "--dry-run"], "--dry-run needs a machine"),
@@ -171,12 +267,38 @@ def test_a_measured_profile_accounts_for_all_of_a_step(tmp_path: Path, capsys: p
         (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
         (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
         (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
+        (
+            [
+                "tiny",
+                "--dry-run",
+                "--device",
+                "A",
+                "--memory-gb",
+                "9",
+                "--read-gb-s",
+                "9",
+                "--tflops",
+                "9",
+                "--num-devices",
+                "2",
+            ],
+            "--num-devices 2: nothing is known of the link between several A; name the machine",
+        ),
         (["tiny", "--dry-run", "--device", "H200", "--num-devices", "5"], "--num-devices 5: the model's"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*(arguments or ["--help"])) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_take_the_files_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("nybble.perf.profiling.dry_profile")
+    (tmp_path / "profile.md").mkdir()
+    assert run("tiny", "--dry-run", "--device", "H200", "--out", str(tmp_path)) == 2
+    assert f"--out {tmp_path / 'profile.md'}: is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -53,6 +53,14 @@ def test_weights_of_qwen_32b(qwen: ModelShape) -> None:
     assert qwen.kv_bytes_per_token(2) == 262_144
 
 
+def test_an_output_layer_of_4_bits_counts(qwen: ModelShape) -> None:
+    """It is dequantized in each step, but not written as 16 bits in prefill, where only last tokens go through it."""
+    head = replace(qwen.lm_head, group_size=128)
+    shape = replace(qwen, lm_head=head)
+    assert shape.num_quantized_weights == shape.num_weights == qwen.num_weights
+    assert shape.num_quantized_layer_weights == qwen.num_quantized_weights
+
+
 def test_floor_of_qwen_32b_on_an_h200(qwen: ModelShape) -> None:
     """16.2 GB of layers and 1.56 of the output layer at 4.63 TB/s: 3.84 ms, and a little for a short context."""
     roofline = Roofline(qwen, H200, HALF)
@@ -107,6 +115,15 @@ def test_what_cannot_be_divided_is_refused(qwen: ModelShape) -> None:
     odd = ModelShape.read(small(QWEN2, intermediate_size=256 + 128))
     with pytest.raises(ConfigError, match="down has 384 input features in groups of 128"):
         odd.split_by(2)
+
+
+def test_one_group_a_column_divides_with_its_column() -> None:
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": False, "sym": False}
+    whole = ModelShape.read(small(QWEN2, quantization_config=gptq))
+    half = {linear.name: linear for linear, _ in whole.split_by(2).linears}
+    assert (half["down"].in_features, half["down"].group_size) == (192, 192)
+    assert (half["o"].in_features, half["o"].group_size) == (128, 128)
+    assert (half["qkv"].in_features, half["qkv"].group_size) == (256, 256)
 
 
 @pytest.mark.parametrize(

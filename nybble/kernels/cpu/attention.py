@@ -62,6 +62,9 @@ def launch(
     assert key_cache.is_contiguous(), key_cache.stride()
     assert value_cache.is_contiguous(), value_cache.stride()
     assert block_tables.stride(1) == 1, block_tables.stride()
+    for lengths in (seq_lens, query_start):
+        assert lengths.dtype == block_tables.dtype == torch.int32, (lengths.dtype, block_tables.dtype)
+        assert lengths.is_contiguous(), lengths.stride()
     output = torch.empty((tokens, heads, head_dim), dtype=q.dtype)
     pointers = (q, key_cache, value_cache, output, block_tables, seq_lens, query_start)
     struct = AttentionStruct(

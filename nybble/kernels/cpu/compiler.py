@@ -41,9 +41,14 @@ def compiler_command() -> list[str]:
     """CC (which may hold options), else the first of cc, gcc and clang on the PATH.
 
     Raises:
-        BuildError: there is none.
+        BuildError: there is none, or CC is no command.
     """
-    if command := shlex.split(os.environ.get("CC", "")):
+    text = os.environ.get("CC", "")
+    try:
+        command = shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"CC={text} in the environment is no command ({error}); mend or unset it") from None
+    if command:
         return command
     for name in ("cc", "gcc", "clang"):
         if path := shutil.which(name):

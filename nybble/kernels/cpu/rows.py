@@ -79,6 +79,8 @@ def rotary_why_not(spec: Spec) -> str | None:
 def rotary(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor) -> None:
     tokens, q_heads, head_dim = q.shape
     assert q.stride()[1:] == k.stride()[1:] == (head_dim, 1), (q.stride(), k.stride())
+    assert positions.dtype == torch.int64, positions.dtype
+    assert positions.is_contiguous(), positions.stride()
     assert cos_sin.dtype == torch.float32, cos_sin.dtype
     assert cos_sin.is_contiguous(), cos_sin.stride()
     pointers = (q.data_ptr(), k.data_ptr(), positions.data_ptr(), cos_sin.data_ptr())
@@ -103,6 +105,8 @@ def kv_write(
     assert k.stride()[1:] == v.stride()[1:] == (head_dim, 1), (k.stride(), v.stride())
     assert key_cache.is_contiguous(), key_cache.stride()
     assert value_cache.is_contiguous(), value_cache.stride()
+    assert slot_mapping.dtype == torch.int64, slot_mapping.dtype
+    assert slot_mapping.is_contiguous(), slot_mapping.stride()
     tensors = (k, v, key_cache, value_cache, slot_mapping)
     strides = (k.stride(0) * size, v.stride(0) * size)
     pointers = (tensor.data_ptr() for tensor in tensors)

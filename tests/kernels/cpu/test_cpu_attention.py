@@ -84,3 +84,11 @@ def test_a_window_bounds_what_is_read() -> None:
     for name in ("key_cache", "value_cache"):
         given[name][given["block_tables"][0, :3].long()] = torch.nan  # keys 0 … 47
     assert torch.equal(attention.launch(**given), expected)
+
+
+@pytest.mark.parametrize("name", ["block_tables", "seq_lens", "query_start"])
+def test_integers_are_of_the_width_that_c_reads(name: str) -> None:
+    given = arguments(Case((1, 1), (20, 9), 2, 1, 64))
+    given[name] = given[name].long()
+    with pytest.raises(AssertionError, match=r"torch\.int64"):
+        attention.launch(**given)

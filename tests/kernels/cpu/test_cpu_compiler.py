@@ -47,6 +47,11 @@ def test_a_compiler_that_does_not_exist_is_named(fresh, monkeypatch):
     assert "/nowhere/cc" in int4_linear.c_why_not(SPEC)
 
 
+def test_a_command_that_cannot_be_read_is_a_reason(fresh, monkeypatch):
+    monkeypatch.setenv("CC", 'gcc "-O2')
+    assert int4_linear.c_why_not(SPEC).startswith('CC=gcc "-O2 in the environment is no command (No closing quotation)')
+
+
 def test_a_failing_compiler_is_quoted(fresh, monkeypatch):
     text = '[ "$1" = --version ] && exit 0\necho "note: one" >&2\necho "x.c:1: error: two" >&2\nexit 1'
     monkeypatch.setenv("CC", script(fresh / "failing", text))

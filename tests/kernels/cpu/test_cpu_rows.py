@@ -86,3 +86,11 @@ def test_a_token_without_a_slot_is_not_kept() -> None:
         assert torch.equal(cache[1, :, 1], new[0])
         assert torch.equal(cache[0, :, 0], new[2])
         assert cache.count_nonzero() == 20
+
+
+def test_integers_are_of_the_width_that_c_reads() -> None:
+    one = torch.ones(1, dtype=torch.int32)
+    with pytest.raises(AssertionError, match=r"torch\.int32"):
+        rows.rotary(normal(1, 1, 32), normal(1, 1, 32), one, torch.ones(2, 32))
+    with pytest.raises(AssertionError, match=r"torch\.int32"):
+        rows.kv_write(*(normal(1, 1, 16) for _ in range(2)), *(torch.zeros(1, 1, 8, 16) for _ in range(2)), one)
