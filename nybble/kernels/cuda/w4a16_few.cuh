@@ -138,7 +138,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Linear& linear, co
         }
         const bool opened = begin <= tile * units_k;
         const int last = linear.owner((tile + 1) * units_k - 1), first_row = tile * kTileRows + warp * 16;
-        Early early;
+        decltype(fetch(0)) early;
         if (opened) early = fetch(first_row);
         contribute(parts, out, tokens, opened, mine, last, warp, lane);
         if (opened) store(out, early, first_row);
