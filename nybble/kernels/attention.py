@@ -9,7 +9,7 @@
     Rows of a sequence with seq_len 0 (padding) give zeros.
 
     bytes: 2·Σ seq_len·Hk·D·itemsize + 2·T·Hq·D·itemsize;  flops: 4·D·Hq·(pairs of query and seen key)
-max_query_len and max_seq_len are upper bounds known on the host, for launch grids.
+min_query_len, max_query_len and max_seq_len are bounds known on the host: what to launch, and how much of it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def reference(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     query_start: torch.Tensor,
+    min_query_len: int,
     max_query_len: int,
     max_seq_len: int,
     scale: float,
@@ -134,6 +135,7 @@ class Case:
             "block_tables": tables,
             "seq_lens": torch.tensor(self.seq_lens, dtype=torch.int32, device=device),
             "query_start": starts,
+            "min_query_len": min(self.query_lens),
             "max_query_len": max(self.query_lens),
             "max_seq_len": max_seq_len,
             "scale": self.head_dim**-0.5,

@@ -50,6 +50,7 @@ class PagedAttention(nn.Module):
             ctx.block_tables,
             ctx.seq_lens,
             ctx.query_start,
+            ctx.min_query_len,
             ctx.max_query_len,
             ctx.max_seq_len,
             self.scale,

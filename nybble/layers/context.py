@@ -18,7 +18,8 @@ class ForwardContext:
     block_tables: torch.Tensor  # [R, max_blocks] int32, entries past a sequence's length are arbitrary
     seq_lens: torch.Tensor  # [R] int32, tokens to attend to, the new ones included; 0 for padding rows
     query_start: torch.Tensor  # [R + 1] int32, where each sequence's tokens begin in T
-    max_query_len: int  # host-side upper bounds for launch grids
+    min_query_len: int  # host-side bounds, for launches
+    max_query_len: int
     max_seq_len: int
     kv_caches: list[tuple[torch.Tensor, torch.Tensor]]  # a layer: K, V [blocks, kv_heads, block_size, head_dim]
 

@@ -77,6 +77,26 @@ def run_worst(runner: ModelRunner, config: ResolvedConfig) -> None:
         runner.submit(batch).result()
 
 
+def common_batches(config: ResolvedConfig) -> list[Batch]:
+    """Steps after which no request of an ordinary length waits for a kernel to be compiled.
+
+    Prompts of 2, 4, 8, … tokens; then one of 2 tokens beside a sequence that gets its 1st, 2nd, 4th, … token.
+    """
+    start = SequenceStart(slot=0, params=_GREEDY, prompt_token_ids=[0], end_token_ids=[1])
+    beside = Row(slot=1, start=0, token_ids=[0, 0], sample=True)
+    prompts = [[Row(slot=0, start=0, token_ids=[0] * length, sample=True)] for length in (2**n for n in range(1, 11))]
+    mixed = [
+        [Row(slot=0, start=2**n - 1, token_ids=[0], sample=True), beside]
+        for n in range(config.max_model_len.bit_length())
+    ]
+    batches = [
+        Batch(step_id=step, starts=[replace(start, slot=row.slot) for row in rows], rows=rows)
+        for step, rows in enumerate(prompts + mixed)
+    ]
+    longest = min(config.max_num_batched_tokens, config.max_model_len)
+    return [b for b in batches if b.num_tokens <= longest and len(b.rows) <= config.max_num_seqs]
+
+
 def plan_memory(model: Model, config: ResolvedConfig) -> tuple[MemoryFacts, KVBudget]:
     """Measure, then size the KV cache. Raises MemoryBudgetError where the setting does not work out."""
     need = KVNeed(
@@ -102,6 +122,8 @@ def warm_up(runner: ModelRunner, config: ResolvedConfig) -> None:
     try:
         run_worst(runner, config)
         runner.capture_graphs()
+        for batch in common_batches(config):
+            runner.submit(batch).result()
     except torch.OutOfMemoryError as error:
         raise MemoryBudgetError(
             f"{config.memory}: the KV cache fits, but a step at its worst does not beside it ({_first_line(error)}); "

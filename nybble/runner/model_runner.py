@@ -164,11 +164,12 @@ class ModelRunner:
             last = device["query_start"][1:].long() - 1
             own, sampled = token_ids[last], self._last_ids[device["slots"]]
             token_ids.index_copy_(0, last, torch.where(own < 0, sampled, own))
-        max_query_len = int(np.diff(host.query_start).max())
+        query_lens = np.diff(host.query_start)
+        bounds = int(query_lens.min()), int(query_lens.max())
         # A GPU divides a decode step's keys, and so rounds, by the longest there may be: here as in a graph.
         is_like_a_graph = host.is_decode and self._cuda_stream is not None
         max_seq_len = self._config.max_model_len if is_like_a_graph else int(host.seq_lens.max())
-        hidden = self.model(token_ids, self._context(device, max_query_len, max_seq_len))
+        hidden = self.model(token_ids, self._context(device, bounds, max_seq_len))
         self._gather_prompt_logprobs(batch, host, hidden, step)
         if plans:
             logits = self.model.logits(hidden[device["sample_tokens"]])
@@ -198,7 +199,7 @@ class ModelRunner:
         device = self._staging.views(step_arrays(idle_step(num_rows, self._idle_slot)))
         slots = device["slots"]
         token_ids = torch.where(device["token_ids"] < 0, self._last_ids[slots], device["token_ids"])
-        hidden = self.model(token_ids, self._context(device, 1, self._config.max_model_len))
+        hidden = self.model(token_ids, self._context(device, (1, 1), self._config.max_model_len))
         logits = self.model.logits(hidden)
         return slots, logits, sampler.sample_greedy(logits)
 
@@ -225,7 +226,12 @@ class ModelRunner:
             self._cuda_stream.synchronize()
         return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks[1:])]
 
-    def _context(self, device: dict[str, torch.Tensor], max_query_len: int, max_seq_len: int) -> ForwardContext:
+    def _context(
+        self,
+        device: dict[str, torch.Tensor],
+        query_lens: tuple[int, int],
+        max_seq_len: int,  # query_lens: least and most
+    ) -> ForwardContext:
         num_blocks = -(-max_seq_len // self.block_size)
         return ForwardContext(
             positions=device["positions"],
@@ -233,7 +239,8 @@ class ModelRunner:
             block_tables=self._tables.device[:, :num_blocks].index_select(0, device["slots"]),
             seq_lens=device["seq_lens"],
             query_start=device["query_start"],
-            max_query_len=max_query_len,
+            min_query_len=query_lens[0],
+            max_query_len=query_lens[1],
             max_seq_len=max_seq_len,
             kv_caches=self.kv_cache.layers,
         )

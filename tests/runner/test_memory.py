@@ -11,8 +11,9 @@ from support.runner_driver import small_config
 from nybble.core.config import MemorySetting
 from nybble.core.errors import MemoryBudgetError
 from nybble.runner.kv_cache import KVCache, bytes_per_block
-from nybble.runner.measure import host_memory, plan_memory, worst_batches
+from nybble.runner.measure import common_batches, host_memory, plan_memory, worst_batches
 from nybble.runner.memory import KVNeed, MemoryFacts, kv_budget
+from nybble.runner.model_runner import ModelRunner
 
 GB = 10**9
 # A 24 GB device with 10 GB in use: 14 free, of which a step needs 3 at its worst.
@@ -148,3 +149,17 @@ def test_the_worst_steps_are_as_large_as_a_batch_can_be() -> None:
     assert max(row.start + 1 for row in decode.rows) == 64
     assert prompt_logprobs.num_tokens == 50
     assert prompt_logprobs.rows[0].prompt_logprobs
+
+
+def test_common_steps_are_of_all_lengths_and_run() -> None:
+    config = small_config(max_num_batched_tokens=50)
+    batches = common_batches(config)
+    alone = [batch.num_tokens for batch in batches if len(batch.rows) == 1]
+    assert alone == [2, 4, 8, 16, 32]
+    beside = [batch.rows[0].start + 1 for batch in batches if len(batch.rows) == 2]
+    assert beside == [1, 2, 4, 8, 16, 32, 64]
+    assert max(row.start + len(row.token_ids) for batch in batches for row in batch.rows) == config.max_model_len
+    runner = ModelRunner(PagedModel(), config, num_blocks=16)
+    for batch in batches:
+        assert len(runner.submit(batch).result().token_ids) == len(batch.rows)
+    assert all(len(batch.rows) == 1 for batch in common_batches(small_config(max_num_seqs=1)))

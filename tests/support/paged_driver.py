@@ -56,6 +56,7 @@ class PagedDriver:
             block_tables=tensor(tables, torch.int32),
             seq_lens=tensor(lengths, torch.int32),
             query_start=tensor(starts, torch.int32),
+            min_query_len=min(map(len, rows.values())),
             max_query_len=max(map(len, rows.values())),
             max_seq_len=max(lengths),
             kv_caches=self.caches,

@@ -51,6 +51,7 @@ def launch(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     query_start: torch.Tensor,
+    min_query_len: int,
     max_query_len: int,
     max_seq_len: int,
     scale: float,

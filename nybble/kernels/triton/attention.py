@@ -67,7 +67,7 @@ def attend_block(
     return new_m, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])  # it varies with the longest sequence
 def prefill_kernel(
     q_ptr,
     key_cache_ptr,
@@ -155,7 +155,7 @@ def split_range(seq_len, split, SPLITS: tl.constexpr, WINDOW: tl.constexpr, BLOC
     return begin, tl.minimum(begin + length, seq_len), (seq_len - first + length - 1) // length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def decode_kernel(
     q_ptr,
     key_cache_ptr,
@@ -298,6 +298,7 @@ def launch(
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
     query_start: torch.Tensor,
+    min_query_len: int,
     max_query_len: int,
     max_seq_len: int,
     scale: float,
@@ -332,10 +333,15 @@ def launch(
             num_warps=num_warps,
             num_stages=2,
         )
+    if min_query_len > 1:
+        return output
 
     block_n = 32 if row_bytes > 256 else 64
     max_keys = min(max_seq_len, window) if window else max_seq_len
     splits = count_splits(rows, kv_heads, max_keys, block_n, q.device)
+    if max_query_len > 1:
+        # Steps come in all lengths, and few kernels should serve them. (Graphs bring theirs, for decode alone.)
+        splits = 1 << splits.bit_length() - 1
     part = torch.empty((rows, q_heads, splits, head_dim if splits > 1 else 0), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((rows, q_heads, splits), dtype=torch.float32, device=q.device)
     decode_kernel[(splits, kv_heads, rows)](

@@ -34,6 +34,7 @@ def test_a_token_s_result_depends_on_nobody_else() -> None:
             "q": whole["q"][begin:end],
             "seq_lens": torch.tensor([end], dtype=torch.int32),
             "query_start": torch.tensor([0, end - begin], dtype=torch.int32),
+            "min_query_len": end - begin,
             "max_query_len": end - begin,
         }
         assert torch.equal(attention.launch(**part), expected[begin:end])
