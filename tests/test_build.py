@@ -173,3 +173,30 @@ def test_on_a_gpu_graphs_and_eager_steps_agree_and_repeat(directory: Path) -> No
         engine.close()
     assert outputs[0] == outputs[1], "the same tokens from run to run"
     assert outputs[0] == outputs[2]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_request_waits_for_a_kernel(directory: Path) -> None:
+    """All that prompts need, alone, together and beside sequences that decode, is compiled at the start."""
+    engine = build_engine(config_of(directory, device="cuda", dtype="float16", kv_cache_memory_bytes=64 << 20))
+    before = compiled_kernels()
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, detokenize=False)
+    for length in (1, 3, 7, 9, 16, 17, 31, 33, 63, 65, 100, 129, 200, 250):
+        generate(engine, [[3] * length], params)
+    generate(engine, [[3] * (20 + 31 * row) for row in range(7)], params)
+    engine.close()
+    assert compiled_kernels() == before
+
+
+def compiled_kernels() -> dict[str, int]:
+    from triton.runtime.jit import JITFunction
+
+    from nybble.kernels.cuda import nvrtc
+    from nybble.kernels.triton import attention, kv_write, rms_norm, rotary, silu_mul
+
+    counts = {"cuda": nvrtc.kernel.cache_info().currsize}
+    for module in (attention, kv_write, rms_norm, rotary, silu_mul):
+        for name, function in vars(module).items():
+            if isinstance(function, JITFunction):
+                counts[name] = sum(len(cache[0]) for cache in function.device_caches.values())
+    return counts
