@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nybble.kernels.check import relative_error
 from nybble.kernels.cuda import packed, w4a16_wgmma
 from nybble.kernels.int4_linear import MODEL_SHAPES
 from nybble.kernels.int4_weight import random_int4_weight
@@ -93,3 +94,22 @@ def test_the_sources_compile_without_spills(bf16: int, tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             assert "0 bytes spill stores, 0 bytes spill loads" in done.stderr, done.stderr
             assert "serialized" not in done.stderr, done.stderr  # wgmma that the compiler could not let run on
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(5120, 5120), (5120, 1408), (704, 2560)], ids=str)
+def test_every_part_that_blocks_leave_is_taken_and_a_hundred_launches_agree(shape: tuple[int, int]) -> None:
+    """A part that stays would be taken for the next launch's, by an opener that looks before that is there."""
+    device, generator = torch.device("cuda"), torch.Generator("cuda").manual_seed(0)
+    weight = random_int4_weight(*shape, 128, torch.float16, device=device, generator=generator)
+    units = w4a16_wgmma.prepare(weight)
+    for tokens in (1, 3, 8, 9, 16, 17, 100):
+        x = torch.randn(tokens, shape[1], device=device, dtype=torch.float16, generator=generator)
+        first = w4a16_wgmma.launch(x, units, None)
+        assert relative_error(first, x.double() @ weight.dequantize(torch.float64).T) < 1e-3
+        for _ in range(100):
+            assert torch.equal(w4a16_wgmma.launch(x, units, None), first), tokens
+        scratch = w4a16_wgmma.scratch(x.device, torch.cuda.current_stream(x.device).cuda_stream)
+        parts, flags = scratch.sums(w4a16_wgmma.tuning_for(1)), scratch.flags
+        assert bool((parts == -1).all())
+        assert bool((flags == 0).all())
