@@ -85,7 +85,9 @@ def _latency(axes: Any, document: Mapping[str, Any]) -> None:
             values = [cell[f"{kind}_ttft_ms"] for _, cell in points]
             axes.plot([load for load, _ in points], values, style, color=color, marker=".", label=f"{name} {kind}")
     _load_axis(axes, document)
-    axes.set_yscale("log")
+    axes.set_yscale("log", subs=[])
+    axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    axes.yaxis.set_major_formatter("{x:,g}")  # 200, not 2 × 10²
     axes.set(ylabel="time to first token, ms")
 
 
