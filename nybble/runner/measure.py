@@ -110,7 +110,7 @@ def plan_memory(model: Model, config: ResolvedConfig) -> tuple[MemoryFacts, KVBu
 
 
 def warm_up(runner: ModelRunner, config: ResolvedConfig) -> None:
-    """Run the worst steps and capture the graphs with the real KV cache in place.
+    """Run the worst steps, capture the graphs and run the common steps, with the real KV cache in place.
 
     The allocator keeps what it reserved here, so serving finds its memory already taken. Nothing to do on a CPU.
 

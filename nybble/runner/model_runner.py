@@ -230,8 +230,9 @@ class ModelRunner:
         self,
         device: dict[str, torch.Tensor],
         query_lens: tuple[int, int],
-        max_seq_len: int,  # query_lens: least and most
+        max_seq_len: int,
     ) -> ForwardContext:
+        """query_lens: the fewest and the most new tokens of a sequence."""
         num_blocks = -(-max_seq_len // self.block_size)
         return ForwardContext(
             positions=device["positions"],

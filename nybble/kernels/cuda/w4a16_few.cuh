@@ -72,10 +72,7 @@ template <class Fetch, class Store>
 __device__ __forceinline__ void consume(Shared& shared, const Linear& linear, const Parts& parts, int tokens, int mine, int warp,
                                         Place& place, Fetch fetch, Store store) {
     const int lane = threadIdx.x % 32, units_k = linear.units_k, begin = linear.begin(mine), end = linear.begin(mine + 1);
-    const unsigned unit = shared_address(shared.units[0][warp / 4]);
-    const unsigned words_at = unit + warp % 4 * 1024 + lane * 16;
-    const unsigned scales_at = unit + kCodeBytes + (warp % 4 * 8 + lane / 4) * 4;
-    const unsigned zeros_at = unit + kCodeBytes + kScaleBytes + warp % 4 * 8 + lane / 4;
+    const UnitPlaces at(shared_address(shared.units[0][warp / 4]), warp % 4, lane);
     const unsigned x_sums_at = shared_address(shared.x_sums) + lane % 4 * 8;
     const unsigned summed = shared_address(shared.summed), empty = shared_address(shared.empty);
     const Columns columns(shared, lane);
@@ -97,7 +94,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Linear& linear, co
                 for (int i = 0; i < kSums; ++i) sums[g][i] = 0.f;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const uint4 four = load_shared4(words_at + offset + half * 512);
+                const uint4 four = load_shared4(at.words + offset + half * 512);
                 const unsigned words[4] = {four.x, four.y, four.z, four.w};
                 unsigned b[2][kTokenTiles][4];
                 columns.load(b[0], place.slot, 2 * half);
@@ -116,8 +113,8 @@ __device__ __forceinline__ void consume(Shared& shared, const Linear& linear, co
             }
 #pragma unroll
             for (int g = 0; g < kGroups; ++g) {
-                scales[g] = load_shared(scales_at + offset + g * 128);
-                zeros[g] = load_shared_byte(zeros_at + offset + g * 32);
+                scales[g] = load_shared(at.scales + offset + g * 128);
+                zeros[g] = load_shared_byte(at.zeros + offset + g * 32);
 #pragma unroll
                 for (int j = 0; j < kTokenTiles; ++j)
                     x_sums[g][j] = load_shared2(x_sums_at + ((place.slot * kGroups + g) * kTokens + j * 8) * 4);

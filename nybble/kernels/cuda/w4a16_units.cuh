@@ -170,6 +170,14 @@ __device__ __forceinline__ unsigned load_shared_byte(unsigned address) {
     return v;
 }
 
+// Where a lane finds what it reads of a warp's 16 rows, in the unit at that address.
+struct UnitPlaces {
+    unsigned words, scales, zeros;
+    __device__ __forceinline__ UnitPlaces(unsigned unit, int warp, int lane)
+        : words(unit + warp * 1024 + lane * 16), scales(unit + kCodeBytes + (warp * 8 + lane / 4) * 4),
+          zeros(unit + kCodeBytes + kScaleBytes + warp * 8 + lane / 4) {}
+};
+
 // Where blocks leave their sums of a tile that another one opened.
 struct Parts {
     float* sums;      // [blocks, kTileRows * kTokens], all missing between products unless kFlagged

@@ -245,7 +245,7 @@ class Parts(ctypes.Structure):
 
 
 class Rotation(ctypes.Structure):
-    """`struct Rotation` of w4a16_units.cuh."""
+    """`struct Rotation` of w4a16_results.cuh."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("positions", "slots", "cos_sin", "key_cache", "value_cache")),
@@ -314,8 +314,9 @@ def multiply(
     packing.check_operands(x, packed, MAX_TOKENS)
     tokens = x.shape[0]
     tuning = tuning or tuning_for(tokens)
+    work = plan_for(packed, x.device, tuning)
     arguments = Arguments(
-        linear=linear_argument(x, packed, bias, y, tuning),
+        linear=linear_argument(x, packed, bias, y, tuning, work),
         parts=parts_argument(x.device, tuning),
         rotation=rotation or Rotation(),
         tokens=tokens,
@@ -328,7 +329,7 @@ def multiply(
         rotated=rotation is not None,
     )
     nvrtc.kernel(SOURCE, "w4a16", choices, x.device).launch(
-        grid=plan_for(packed, x.device, tuning).blocks,
+        grid=work.blocks,
         threads=tuning.consumers + tuning.helpers,
         shared_bytes=shared_bytes(tuning, packed.group_size),
         arguments=arguments,
@@ -337,11 +338,10 @@ def multiply(
 
 
 def linear_argument(
-    x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, y: torch.Tensor, tuning: Tuning
+    x: torch.Tensor, packed: Packed, bias: torch.Tensor | None, y: torch.Tensor, tuning: Tuning, work: Plan
 ) -> Linear:
     """y = x Wᵀ + bias as the kernel wants to be told."""
     row_units, units, _ = packed.units.shape
-    work = plan_for(packed, x.device, tuning)
     x_map = tensor_map(
         x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), x.dtype == torch.bfloat16, 8 * tuning.token_tiles
     )

@@ -24,19 +24,14 @@ __device__ __forceinline__ unsigned product(unsigned a, unsigned b) {
     asm("mul.rn." NYBBLE_PAIR " %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
     return c;
 }
-// What a lane reads of half a unit, 64 k of its warp's 16 rows, and where it does so.
+
+// What a lane reads of half a unit, 64 k of its warp's 16 rows.
 struct Bite {
     static constexpr int kScales = GROUP < 64 ? 64 / GROUP : 1;
     uint4 words;
     unsigned scales[kScales], zeros[kScales];  // of rows g and g + 8
 
-    struct Offsets {
-        unsigned words, scales, zeros;
-        __device__ Offsets(int warp, int lane)
-            : words(warp * 1024 + lane * 16), scales(kCodeBytes + (warp * 8 + lane / 4) * 4),
-              zeros(kCodeBytes + kScaleBytes + warp * 8 + lane / 4) {}
-    };
-    __device__ __forceinline__ void load(unsigned unit, int half, const Offsets& at) {
+    __device__ __forceinline__ void load(unsigned unit, int half, const UnitPlaces& at) {
         words = load_shared4(unit + at.words + half * 512);
 #pragma unroll
         for (int i = 0; i < kScales; ++i) {
@@ -82,7 +77,7 @@ __device__ __forceinline__ void consume(Shared& shared, const Linear& linear, co
     float out[kSums];
 #pragma unroll
     for (int i = 0; i < kSums; ++i) out[i] = 0.f;
-    const Bite::Offsets at(warp, lane);
+    const UnitPlaces at(0, warp, lane);  // in any unit
     const unsigned units = shared_address(shared.units[0][warpgroup]), barriers = shared_address(shared.full);
     int tile = begin / units_k, k = begin % units_k;
     unsigned a[2][4][4];  // operands of the two halves of a unit
