@@ -22,6 +22,7 @@ import torch
 
 from nybble.kernels import triton
 from nybble.kernels.cpu import attention as cpu
+from nybble.kernels.cuda import attention as cuda
 from nybble.kernels.op import Cost, Impl, Op, always
 
 QUERY_BLOCK = 128
@@ -151,6 +152,7 @@ def cases(large: bool = False) -> Iterator[Case]:
     yield Case((9, 1, 20, 1), (30, 44, 20, 0), 6, 2, 64)
     yield Case((35, 3), (50, 61), 2, 2, 80, 32, sliding_window=13)
     yield Case((2, 1), (18, 3), 5, 1, 256, 64)
+    yield Case((1, 1, 1), (16, 64, 200), 8, 1, 112, 8, sliding_window=33)
     if large:
         yield from model_cases()
 
@@ -162,6 +164,7 @@ def model_cases() -> Iterator[Case]:
         yield Case((300, 1, 1000, 129), (300, 2000, 1500, 129), query_heads, kv_heads, head_dim)
     yield Case((1,), (32000,), 40, 8, 128)
     yield Case((1,) * 64, tuple(range(500, 1140, 10)), 40, 8, 128)
+    yield Case((1,) * 300, (2000, 0, 3) * 100, 8, 1, 128, slack=1)
     yield Case((1, 900, 400), (3000, 900, 2500), 32, 8, 128, sliding_window=512)
     yield Case((1, 1), (3000, 100), 32, 8, 128, 32, sliding_window=512)
     yield Case((500, 20), (500, 1000), 32, 32, 96, 64)
@@ -182,6 +185,7 @@ OP = Op(
     name="attention",
     reference=Impl(name="reference", supports=always, launch=reference),
     impls=(
+        Impl(name="cuda", supports=cuda.supports, launch=cuda.launch),
         Impl(name="triton", supports=triton.why_not, launch=triton.deferred("attention")),
         Impl(name="c", supports=cpu.why_not, launch=cpu.launch),
     ),

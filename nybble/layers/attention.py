@@ -33,10 +33,8 @@ class PagedAttention(nn.Module):
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5
         self.sliding_window = sliding_window
-        self._write = target.bind(kv_write.OP, num_kv_heads=num_kv_heads, head_dim=head_dim).launch
-        self._attend = target.bind(
-            attention.OP, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
-        ).launch
+        self._write = target.bind(kv_write.OP, kv_heads=num_kv_heads, head_dim=head_dim).launch
+        self._attend = target.bind(attention.OP, query_heads=num_heads, kv_heads=num_kv_heads, head_dim=head_dim).launch
 
     def write(self, k: torch.Tensor, v: torch.Tensor, ctx: ForwardContext) -> None:
         """Put k and v [T, kv_heads, D] into the cache."""

@@ -3,6 +3,14 @@
 #pragma once
 #include "w4a16_units.cuh"
 
+#define EARLY_TURNS (ROTATED && !WGMMA)  // few tokens leave the registers for it
+
+// What turns two features of a token's head into their places: rotation by an angle, and where the token goes in the cache.
+struct Turn {
+    float cosine, sine;
+    int slot;  // negative: nowhere
+};
+
 template <class Target>
 __device__ __forceinline__ void each_token(int tokens, int lane, Target target) {
 #pragma unroll
@@ -12,9 +20,12 @@ __device__ __forceinline__ void each_token(int tokens, int lane, Target target) 
     }
 }
 
-// What results take besides sums, as it lies in memory: it is asked for before the last sums are there and looked at after that.
+// What results take besides sums: it is asked for before the last sums are there.
 struct Early {
-    float16 bias[2];  // of rows g and g + 8
+    float16 bias[2];  // of rows g and g + 8, as it lies in memory
+#if EARLY_TURNS
+    Turn turns[2 * kTokenTiles];  // of the lane's tokens
+#endif
 };
 
 // `row`: row g of y; the other one is `apart` below it. Rows that y has not give 0.
@@ -66,6 +77,15 @@ struct HeadRows {
     __device__ __forceinline__ int index(const Linear& linear) const { return head * 2 * linear.half + row; }
 };
 
+__device__ __forceinline__ Turn find_turn(const Linear& linear, const Rotation& to, const HeadRows& rows, int token) {
+    Turn turn{1.f, 0.f, int(to.slots[token])};
+    if (rows.head < to.q_heads + to.kv_heads) {
+        const float* angles = to.cos_sin + to.positions[token] * 2 * linear.half + rows.row;
+        turn.cosine = angles[0], turn.sine = angles[linear.half];
+    }
+    return turn;
+}
+
 // Queries go to y, keys and values to the cache.
 __device__ __forceinline__ void store_heads(const Linear& linear, const Rotation& to, const float (&sums)[kSums],
                                             const Early& early, int tokens, int first_row, int lane) {
@@ -75,20 +95,29 @@ __device__ __forceinline__ void store_heads(const Linear& linear, const Rotation
     const bool is_query = rows.head < to.q_heads, is_value = rows.head >= to.q_heads + to.kv_heads;
     float16* cache = is_value ? to.value_cache : to.key_cache;
     each_token(tokens, lane, [&](int token, int sum) {
-        float cosine = 1.f, sine = 0.f;
-        if (!is_value) {
-            const float* angles = to.cos_sin + to.positions[token] * size + rows.row;
-            cosine = angles[0], sine = angles[linear.half];
-        }
+#if EARLY_TURNS
+        const Turn& turn = early.turns[sum / 4 * 2 + sum % 2];
+#else
+        const Turn turn = find_turn(linear, to, rows, token);
+#endif
         const float lower = sums[sum] + to_float(early.bias[0]), upper = sums[sum + 2] + to_float(early.bias[1]);
         float16* target = linear.y + (long long)token * to.q_heads * size + rows.index(linear);
         if (!is_query) {
-            const long long slot = to.slots[token];
-            if (slot < 0) return;
-            const unsigned block = unsigned(slot) / to.block_size, within = unsigned(slot) % to.block_size;
+            if (turn.slot < 0) return;
+            const unsigned block = unsigned(turn.slot) / to.block_size, within = unsigned(turn.slot) % to.block_size;
             target = cache + (((long long)block * to.kv_heads + kv_head) * to.block_size + within) * size + rows.row;
         }
-        target[0] = from_float(lower * cosine - upper * sine);
-        target[linear.half] = from_float(upper * cosine + lower * sine);
+        target[0] = from_float(lower * turn.cosine - upper * turn.sine);
+        target[linear.half] = from_float(upper * turn.cosine + lower * turn.sine);
     });
+}
+
+// What rows of heads take.
+__device__ __forceinline__ Early fetch_turns(const Linear& linear, const Rotation& to, int tokens, int first_row, int lane) {
+    const HeadRows rows(linear, first_row, lane);
+    Early early = fetch_bias(linear, rows.index(linear), linear.half);
+#if EARLY_TURNS
+    each_token(tokens, lane, [&](int token, int sum) { early.turns[sum / 4 * 2 + sum % 2] = find_turn(linear, to, rows, token); });
+#endif
+    return early;
 }

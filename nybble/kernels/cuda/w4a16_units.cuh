@@ -241,7 +241,7 @@ __device__ __forceinline__ void contribute(const Parts& scratch, float (&out)[kS
 #pragma unroll
             for (int j = 0; j < kTokenTiles; ++j) add(out, j, __ldcg(parts + block * kPart + j * 32));
     } else if (used) {
-        constexpr int kBatch = kFlagged ? 1 : 4 / kTokenTiles;  // parts in flight; more would cost registers
+        constexpr int kBatch = kTokenTiles == 1 ? 6 : 2;  // parts in flight; more would cost registers
         const float missing = __uint_as_float(kMissing);
         for (int base = mine + 1; base <= last; base += kBatch) {
             float4 values[kBatch][kTokenTiles];

@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) w4a16
         shared, linear, args.parts, tokens, mine, warp, place,
         [&](int first_row) {
 #if ROTATED
-            return fetch_bias(linear, HeadRows(linear, first_row, lane).index(linear), linear.half);
+            return fetch_turns(linear, args.rotation, tokens, first_row, lane);
 #else
             return fetch_bias(linear, first_row + lane / 4, 8);
 #endif

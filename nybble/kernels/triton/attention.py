@@ -291,6 +291,39 @@ def prefill_tile(row_bytes: int) -> tuple[int, int, int]:
     return 32, 16, 4
 
 
+def prefill(
+    q: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start: torch.Tensor,
+    output: torch.Tensor,
+    max_query_len: int,
+    scale: float,
+    sliding_window: int | None,
+) -> None:
+    """Fill the rows of `output` that belong to sequences of more than one new token."""
+    head_dim, kv_heads = q.shape[2], key_cache.shape[1]
+    group, block_d = q.shape[1] // kv_heads, triton.next_power_of_2(head_dim)
+    block_m, block_n, num_warps = prefill_tile(block_d * q.element_size())
+    block_m = max(block_m, triton.next_power_of_2(group))
+    prefill_kernel[(triton.cdiv(max_query_len, block_m // group), kv_heads, seq_lens.shape[0])](
+        *(q, key_cache, value_cache, block_tables, seq_lens, query_start, output),
+        *(q.stride(0), q.stride(1), block_tables.stride(0), scale * LOG2_E),
+        Q_HEADS=q.shape[1],
+        KV_HEADS=kv_heads,
+        D=head_dim,
+        BLOCK_D=block_d,
+        BLOCK_SIZE=key_cache.shape[2],
+        WINDOW=sliding_window or 0,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        num_warps=num_warps,
+        num_stages=2,
+    )
+
+
 def launch(
     q: torch.Tensor,
     key_cache: torch.Tensor,
@@ -320,19 +353,7 @@ def launch(
     heads = {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "BLOCK_SIZE": block_size}
 
     if max_query_len > 1:
-        block_m, block_n, num_warps = prefill_tile(row_bytes)
-        block_m = max(block_m, triton.next_power_of_2(group))
-        grid = (triton.cdiv(max_query_len, block_m // group), kv_heads, rows)
-        prefill_kernel[grid](
-            *inputs,
-            *strides,
-            **heads,
-            **shape,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-            num_stages=2,
-        )
+        prefill(*inputs, max_query_len, scale, sliding_window)
     if min_query_len > 1:
         return output
 
