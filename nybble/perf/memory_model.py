@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nybble.perf.machines import Machine
 from nybble.perf.model_shape import ModelShape
-from nybble.runner.graphs import decode_sizes
+from nybble.runner.graphs import step_sizes
 from nybble.runner.memory import MARGIN_BYTES
 
 USABLE_SHARE = 0.99
@@ -89,5 +89,5 @@ def workspace_bytes(shape: ModelShape, itemsize: int, max_num_seqs: int, max_num
     widest = 4 * config.hidden_size + by_name["gate_up"].out_features // 2 + by_name["qkv"].out_features
     scratch = max(linear.num_quantized_weights for linear, _ in shape.linears)
     logits = LOGIT_COPIES * 4 * max_num_seqs * config.vocab_size
-    graphs = GRAPH_BYTES * len(decode_sizes(max_num_seqs))
+    graphs = GRAPH_BYTES * len(step_sizes(max_num_seqs, max_num_batched_tokens))
     return graphs + logits + (max_num_batched_tokens * widest + scratch) * itemsize

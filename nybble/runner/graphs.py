@@ -1,4 +1,6 @@
-"""CUDA graphs of the pure-decode step, one for each of a few batch sizes.
+"""CUDA graphs of the steps whose launches would cost the host more than their work costs the device.
+
+That is decode, for a few batch sizes, and steps of up to PROMPT_TOKENS[-1] tokens, prompts among them.
 
 Owns: the captured graphs and their shared memory pool. Does not know: what the step computes.
 
@@ -11,8 +13,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+
+PROMPT_TOKENS = (16, 32, 64, 96, 128, 192, 256)
+
+
+@dataclass(frozen=True, order=True)
+class StepSize:
+    """Tokens and rows of a step; in a decode step each row brings one token and samples."""
+
+    num_tokens: int
+    num_rows: int
+    is_decode: bool = False
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -22,19 +36,28 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
     return [size for size in sizes if size < largest] + [largest]
 
 
-class DecodeGraphs:
-    """Graphs of `step(num_rows)` for the sizes given.
+def step_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[StepSize]:
+    """All sizes to capture, ascending. A row costs little more than its logits, so few numbers of rows do."""
+    sizes = {StepSize(size, size, is_decode=True) for size in decode_sizes(max_num_seqs)}
+    for num_tokens in PROMPT_TOKENS:
+        if num_tokens <= max_num_batched_tokens:
+            sizes |= {StepSize(num_tokens, min(num_rows, num_tokens, max_num_seqs)) for num_rows in (8, 64, num_tokens)}
+    return sorted(sizes)
+
+
+class StepGraphs:
+    """Graphs of `step(size)` for the sizes given.
 
     Args:
-        prepare: puts valid inputs of so many rows in place; not captured.
+        prepare: puts valid inputs of such a step in place; not captured.
         step: what is captured. Runs twice a size, so it must have no effect that a repetition would spoil.
     """
 
     def __init__(
         self,
-        prepare: Callable[[int], None],
-        step: Callable[[int], None],
-        sizes: list[int],
+        prepare: Callable[[StepSize], None],
+        step: Callable[[StepSize], None],
+        sizes: list[StepSize],
         stream: torch.cuda.Stream,
     ) -> None:
         self.sizes = sizes
@@ -42,9 +65,9 @@ class DecodeGraphs:
         self._step = step
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[StepSize, torch.cuda.CUDAGraph] = {}
 
-    def capture(self, sizes: list[int] | None = None) -> None:
+    def capture(self, sizes: list[StepSize] | None = None) -> None:
         """Capture the largest first: the smaller ones then fit into the pool that it made."""
         gc.collect()
         gc.disable()  # a collection could free CUDA memory in the middle of a capture, which breaks it
@@ -54,7 +77,7 @@ class DecodeGraphs:
         finally:
             gc.enable()
 
-    def _capture_one(self, size: int) -> torch.cuda.CUDAGraph:
+    def _capture_one(self, size: StepSize) -> torch.cuda.CUDAGraph:
         self._prepare(size)
         self._step(size)  # compiles kernels and sets up libraries, neither of which a capture allows
         self._stream.synchronize()
@@ -66,9 +89,19 @@ class DecodeGraphs:
             graph.capture_end()
         return graph
 
-    def size_for(self, num_rows: int) -> int | None:
-        """The smallest captured size that holds so many rows."""
-        return next((size for size in self.sizes if size >= num_rows and size in self._graphs), None)
+    def size_for(self, wanted: StepSize) -> StepSize | None:
+        """The smallest captured size that holds such a step."""
+        return next(
+            (
+                size
+                for size in self.sizes
+                if size.is_decode == wanted.is_decode
+                and size.num_tokens >= wanted.num_tokens
+                and size.num_rows >= wanted.num_rows
+                and size in self._graphs
+            ),
+            None,
+        )
 
-    def replay(self, size: int) -> None:
+    def replay(self, size: StepSize) -> None:
         self._graphs[size].replay()

@@ -16,6 +16,7 @@ import torch
 
 from nybble.core.batch import Batch
 from nybble.core.config import ResolvedConfig
+from nybble.runner.graphs import StepSize
 
 _ALIGNMENT_BYTES = 16
 _TORCH_TYPES = {
@@ -43,28 +44,41 @@ class HostStep:
     table_block_ids: np.ndarray  # [D] int32
 
     @property
-    def is_decode(self) -> bool:
-        """Every row brings one token and samples: the work that graphs are captured for."""
-        return len(self.sample_rows) == len(self.slots) == len(self.token_ids)
+    def size(self) -> StepSize:
+        num_tokens, num_rows = len(self.token_ids), len(self.slots)
+        return StepSize(num_tokens, num_rows, is_decode=len(self.sample_rows) == num_rows == num_tokens)
 
-    def padded(self, num_rows: int, idle_slot: int) -> HostStep:
-        """A decode step with rows added that attend to nothing, write nothing and sample into the idle slot."""
-        more = num_rows - len(self.slots)
-        fill = {"token_ids": 0, "positions": 0, "slot_mapping": -1, "slots": idle_slot, "seq_lens": 0}
-        arrays = {name: np.pad(getattr(self, name), (0, more), constant_values=value) for name, value in fill.items()}
-        query_start = np.arange(num_rows + 1, dtype=np.int32)
-        return HostStep(**{**self.__dict__, **arrays, "query_start": query_start})
+    def padded(self, size: StepSize, idle_slot: int) -> HostStep:
+        """The step filled up to a larger size.
+
+        Rows are added that attend to nothing, write nothing and sample into the idle slot. In a decode step each of
+        them has a token; in others they have none, and the tokens that are added belong to nobody.
+        """
+
+        def filled(length: int, values: dict[str, int]) -> dict[str, np.ndarray]:
+            arrays = {name: getattr(self, name) for name in values}
+            return {
+                name: np.pad(array, (0, length - len(array)), constant_values=values[name])
+                for name, array in arrays.items()
+            }
+
+        arrays = filled(size.num_tokens, {"token_ids": 0, "positions": 0, "slot_mapping": -1})
+        arrays |= filled(size.num_rows, {"slots": idle_slot, "seq_lens": 0})
+        arrays |= filled(size.num_rows + 1, {"query_start": len(self.token_ids)})
+        if size.is_decode:
+            arrays["query_start"] = np.arange(size.num_rows + 1, dtype=np.int32)
+        return HostStep(**{**self.__dict__, **arrays})
 
 
-def idle_step(num_rows: int, idle_slot: int) -> HostStep:
-    """A decode step of padding alone."""
+def idle_step(size: StepSize, idle_slot: int) -> HostStep:
+    """A step of padding alone."""
     nothing, short = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
     arrays = dict.fromkeys(
         ("token_ids", "positions", "slot_mapping", "slots", "sample_rows", "num_output_tokens"), nothing
     )
     tables = {"table_positions": nothing, "table_block_ids": short}
     empty = HostStep(seq_lens=short, query_start=np.zeros(1, dtype=np.int32), **arrays, **tables)
-    return empty.padded(num_rows, idle_slot)
+    return empty.padded(size, idle_slot)
 
 
 def step_arrays(step: HostStep) -> dict[str, np.ndarray]:
@@ -169,7 +183,7 @@ def staging_bytes(config: ResolvedConfig) -> int:
     """Room for the largest step: every token, every row with its sampling inputs, every block table filled anew."""
     max_blocks = -(-config.max_model_len // config.block_size)
     per_token = 3 * 8
-    per_row = 8 + 4 + 4 + 256  # slots, lengths, starts; the sampler's inputs stay below 256 bytes a row
+    per_row = 8 + 4 + 4 + 8 + 256  # slots, lengths, starts, who samples; the sampler's inputs stay below 256 bytes
     per_block = 8 + 4
     sections = 24 * _ALIGNMENT_BYTES
     return (

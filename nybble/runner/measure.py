@@ -165,7 +165,7 @@ def measure_gpu(model: Model, config: ResolvedConfig) -> MemoryFacts:
 
 
 def _graph_bytes(runner: ModelRunner) -> int:
-    """Device memory of all decode graphs, extrapolated from the largest few: the first makes the pool they share."""
+    """Device memory of all graphs, extrapolated from the largest few: the first makes the pool they share."""
     sizes = sorted(runner.graph_sizes, reverse=True)
     if not sizes:
         return 0

@@ -22,7 +22,7 @@ from nybble.core.batch import Batch
 from nybble.core.config import ResolvedConfig
 from nybble.layers.context import ForwardContext, KVSpec
 from nybble.runner import sampler
-from nybble.runner.graphs import DecodeGraphs, decode_sizes
+from nybble.runner.graphs import StepGraphs, StepSize, step_sizes
 from nybble.runner.inputs import BlockTables, HostStep, StagingBuffer, gather, idle_step, staging_bytes, step_arrays
 from nybble.runner.kv_cache import KVCache
 from nybble.runner.logprobs import concatenate, gather_logprobs
@@ -74,22 +74,26 @@ class ModelRunner:
             self._prompts: dict[int, tuple[np.ndarray, int]] = {}  # of slots that want prompt_logprobs
             self._graphs = self._make_graphs()
 
-    def _make_graphs(self) -> DecodeGraphs | None:
+    def _make_graphs(self) -> StepGraphs | None:
         if self._cuda_stream is None or self._config.enforce_eager:
             return None
-        sizes = decode_sizes(self._config.max_num_seqs)
-        self._graph_logits = torch.zeros(sizes[-1], self.vocab_size, device=self.device)
-        self._graph_ids = torch.zeros(sizes[-1], dtype=torch.int64, device=self.device)
-        return DecodeGraphs(self._upload_idle_step, self._decode_step, sizes, self._cuda_stream)
+        sizes = step_sizes(self._config.max_num_seqs, self._config.max_num_batched_tokens)
+        self._make_graph_results(sizes)
+        return StepGraphs(self._upload_idle_step, self._staged_step, sizes, self._cuda_stream)
 
-    def capture_graphs(self, sizes: list[int] | None = None) -> None:
-        """Capture the decode graphs, all of them or some sizes. Does nothing where there are none."""
+    def _make_graph_results(self, sizes: list[StepSize]) -> None:
+        num_rows = max(size.num_rows for size in sizes)
+        self._graph_logits = torch.zeros(num_rows, self.vocab_size, device=self.device)
+        self._graph_ids = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
+
+    def capture_graphs(self, sizes: list[StepSize] | None = None) -> None:
+        """Capture the graphs, all of them or some sizes. Does nothing where there are none."""
         if self._graphs is not None:
             with self._stream(), torch.inference_mode():
                 self._graphs.capture(sizes)
 
     @property
-    def graph_sizes(self) -> list[int]:
+    def graph_sizes(self) -> list[StepSize]:
         return [] if self._graphs is None else list(self._graphs.sizes)
 
     def submit(self, batch: Batch) -> SubmittedStep:
@@ -103,9 +107,7 @@ class ModelRunner:
             host = gather(batch, self._tables)
             plans = self._plan(host, [batch.rows[row].mask for row in host.sample_rows.tolist()])
             wants_prompt = any(row.prompt_logprobs for row in batch.rows)
-            size = (
-                self._graphs.size_for(len(host.slots)) if self._graphs and host.is_decode and not wants_prompt else None
-            )
+            size = None if self._graphs is None or wants_prompt else self._graphs.size_for(host.size)
             step = SubmittedStep(num_rows=len(batch.rows), sample_rows=host.sample_rows.tolist())
             if size is None:
                 self._run_eager(batch, host, plans, step)
@@ -145,6 +147,7 @@ class ModelRunner:
         arrays = step_arrays(host)
         if len(host.table_positions):
             arrays |= {"table_positions": host.table_positions, "table_block_ids": host.table_block_ids}
+        arrays["sample_rows"] = host.sample_rows
         arrays["sample_slots"] = host.slots[host.sample_rows]
         arrays["sample_tokens"] = host.query_start[1:][host.sample_rows].astype(np.int64) - 1
         for index, (_, plan) in enumerate(plans):
@@ -161,13 +164,11 @@ class ModelRunner:
         device = self._upload(host, plans)
         token_ids = device["token_ids"]
         if (host.token_ids < 0).any():
-            last = device["query_start"][1:].long() - 1
-            own, sampled = token_ids[last], self._last_ids[device["slots"]]
-            token_ids.index_copy_(0, last, torch.where(own < 0, sampled, own))
+            self._fill_in(token_ids, device["query_start"][1:].long() - 1, device["slots"])
         query_lens = np.diff(host.query_start)
         bounds = int(query_lens.min()), int(query_lens.max())
         # A GPU divides a decode step's keys, and so rounds, by the longest there may be: here as in a graph.
-        is_like_a_graph = host.is_decode and self._cuda_stream is not None
+        is_like_a_graph = host.size.is_decode and self._cuda_stream is not None
         max_seq_len = self._config.max_model_len if is_like_a_graph else int(host.seq_lens.max())
         hidden = self.model(token_ids, self._context(device, bounds, max_seq_len))
         self._gather_prompt_logprobs(batch, host, hidden, step)
@@ -176,32 +177,55 @@ class ModelRunner:
             self._sample(logits, None, plans, device, step)
 
     def _run_graph(
-        self, size: int, host: HostStep, plans: list[tuple[slice, SamplingPlan]], step: SubmittedStep
+        self, size: StepSize, host: HostStep, plans: list[tuple[slice, SamplingPlan]], step: SubmittedStep
     ) -> None:
         device = self._upload(host.padded(size, self._idle_slot), plans)
         assert self._graphs is not None
         self._graphs.replay(size)
         num_rows = len(host.slots)
-        self._sample(self._graph_logits[:num_rows], self._graph_ids[:num_rows], plans, device, step)
+        if size.is_decode:
+            self._sample(self._graph_logits[:num_rows], self._graph_ids[:num_rows], plans, device, step)
+        elif plans:
+            self._sample(self._graph_logits[device["sample_rows"]], None, plans, device, step)
 
-    def _upload_idle_step(self, num_rows: int) -> None:
-        self._upload(idle_step(num_rows, self._idle_slot), [])
+    def _upload_idle_step(self, size: StepSize) -> None:
+        self._upload(idle_step(size, self._idle_slot), [])
 
-    def _decode_step(self, num_rows: int) -> None:
-        """What a graph holds: a decode step of fixed size, from staged inputs to greedy ids, in memory that stays."""
-        slots, logits, ids = self._decode_staged(num_rows)
-        self._graph_logits[:num_rows].copy_(logits)
-        self._graph_ids[:num_rows].copy_(ids)
-        self._last_ids.index_copy_(0, slots, ids.clamp(min=0))
+    def _staged_step(self, size: StepSize) -> None:
+        """What a graph holds: a step of fixed size, from staged inputs to results in memory that stays."""
+        if size.is_decode:
+            slots, logits, ids = self._decode_staged(size.num_rows)
+            self._graph_ids[: size.num_rows].copy_(ids)
+            self._last_ids.index_copy_(0, slots, ids.clamp(min=0))
+        else:
+            logits = self._mixed_staged(size)
+        self._graph_logits[: size.num_rows].copy_(logits)
 
     def _decode_staged(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slots, logits and greedy ids of the decode step of so many rows whose inputs are staged."""
-        device = self._staging.views(step_arrays(idle_step(num_rows, self._idle_slot)))
+        size = StepSize(num_rows, num_rows, is_decode=True)
+        device = self._staging.views(step_arrays(idle_step(size, self._idle_slot)))
         slots = device["slots"]
         token_ids = torch.where(device["token_ids"] < 0, self._last_ids[slots], device["token_ids"])
         hidden = self.model(token_ids, self._context(device, (1, 1), self._config.max_model_len))
         logits = self.model.logits(hidden)
         return slots, logits, sampler.sample_greedy(logits)
+
+    def _mixed_staged(self, size: StepSize) -> torch.Tensor:
+        """Logits of each row's last token, of the step whose inputs are staged."""
+        device = self._staging.views(step_arrays(idle_step(size, self._idle_slot)))
+        # Rows that fill up the step have no token: theirs is one behind all others.
+        last = torch.where(device["seq_lens"] > 0, device["query_start"][1:].long() - 1, size.num_tokens)
+        token_ids = torch.nn.functional.pad(device["token_ids"], (0, 1))
+        self._fill_in(token_ids, last, device["slots"])
+        ctx = self._context(device, (1, size.num_tokens), self._config.max_model_len)
+        hidden = self.model(token_ids[:-1], ctx)
+        return self.model.logits(hidden[last.clamp(max=size.num_tokens - 1)])
+
+    def _fill_in(self, token_ids: torch.Tensor, last: torch.Tensor, slots: torch.Tensor) -> None:
+        """Where a row's last token is one that its slot sampled and the host does not know yet, put it in."""
+        own = token_ids[last]
+        token_ids.index_copy_(0, last, torch.where(own < 0, self._last_ids[slots], own))
 
     def time_decode_step(self, num_rows: int, repeats: int) -> list[float]:
         """Seconds that the device takes for the decode step submitted last, each of so many times.
@@ -210,7 +234,7 @@ class ModelRunner:
         theirs: the step runs again from their last inputs and writes to the same places of the cache. On a GPU it is
         the graph's replay between events, elsewhere the model and the greedy choice by the clock.
         """
-        size = self._graphs.size_for(num_rows) if self._graphs is not None else None
+        size = None if self._graphs is None else self._graphs.size_for(StepSize(num_rows, num_rows, is_decode=True))
         with self._stream(), torch.inference_mode():
             if self._cuda_stream is None:
                 return [_seconds_of(lambda: self._decode_staged(num_rows)) for _ in range(repeats)]

@@ -116,7 +116,7 @@ def test_memory_that_only_whole_utilization_holds_takes_one_device_more(qwen: Mo
 
 
 def test_little_memory_makes_steps_shorter(qwen: ModelShape) -> None:
-    tight, wide = (advise(qwen, card(memory_gb), load(concurrency=4)) for memory_gb in (23.51, 40))
+    tight, wide = (advise(qwen, card(memory_gb), load(concurrency=4)) for memory_gb in (23.6, 40))
     assert (tight.value("max_num_batched_tokens"), wide.value("max_num_batched_tokens")) == (512, 1024)
     why = {setting.name: setting.why for setting in tight.settings}
     assert "longer ones leave too little memory" in why["max_num_batched_tokens"]

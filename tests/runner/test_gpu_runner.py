@@ -16,7 +16,7 @@ from nybble.core.config import MemorySetting, ResolvedConfig
 from nybble.core.errors import MemoryBudgetError
 from nybble.core.sampling import SamplingParams
 from nybble.runner import measure
-from nybble.runner.graphs import decode_sizes
+from nybble.runner.graphs import StepSize, decode_sizes, step_sizes
 from nybble.runner.measure import measure_gpu, plan_memory, release_gpu, run_worst, warm_up
 from nybble.runner.model_runner import ModelRunner
 
@@ -30,6 +30,15 @@ def test_graph_sizes() -> None:
     assert decode_sizes(256)[-3:] == [224, 240, 256]
     assert decode_sizes(1000) == decode_sizes(256)
     assert len(decode_sizes(256)) == 8 + 4 + 4 + 12 + 8
+
+
+def test_graphs_of_prompts_hold_no_more_than_a_step_may() -> None:
+    prompts = [size for size in step_sizes(20, 100) if not size.is_decode]
+    assert prompts == [
+        StepSize(*size) for size in ((16, 8), (16, 16), (32, 8), (32, 20), (64, 8), (64, 20), (96, 8), (96, 20))
+    ]
+    assert [size for size in step_sizes(20, 100) if size.is_decode] == [StepSize(n, n, True) for n in decode_sizes(20)]
+    assert step_sizes(256, 8192)[-1] == StepSize(256, 256, is_decode=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,29 @@ def test_graphs_give_the_dense_models_tokens_at_exact_and_padded_sizes(
     outputs = driver.generate(*range(num_rows), num_tokens=6)
     assert outputs == [model.greedy(prompt, 6) for prompt in PROMPTS[:num_rows]]
     num_replays = 6 if num_rows == 1 else 5  # the first prompt is one token: alone, even its prefill is a decode step
-    assert replayed == [next(size for size in graphed.graph_sizes if size >= num_rows)] * num_replays
+    decode = next(size for size in graphed.graph_sizes if size.is_decode and size.num_rows >= num_rows)
+    assert replayed[-num_replays:] == [decode] * num_replays
+    assert not any(size.is_decode for size in replayed[:-num_replays])
+
+
+@pytest.mark.gpu
+def test_prompts_beside_decoding_rows_in_graphs_give_the_dense_models_tokens(
+    model: PagedModel, graphed: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed = []
+    replay = graphed._graphs.replay
+    monkeypatch.setattr(graphed._graphs, "replay", lambda size: (replayed.append(size), replay(size)))
+    driver = Driver(graphed)
+    for slot in (1, 5, 4):
+        driver.add(slot, PROMPTS[slot])
+    driver.prefill(1)
+    for chunk in (3, 1, 4, len(PROMPTS[5]) - 8):
+        driver.step({5: chunk, 1: 1})
+    driver.step({4: len(PROMPTS[4]), 5: 1, 1: 1})
+    assert [size.is_decode for size in replayed] == [False] * 6
+    assert driver.sequences[1].output == model.greedy(PROMPTS[1], 6)
+    assert driver.sequences[5].output == model.greedy(PROMPTS[5], 2)
+    assert driver.sequences[4].output == model.greedy(PROMPTS[4], 1)
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import torch
 from support.runner_driver import small_config
 
 from nybble.core.batch import Batch, Row
+from nybble.runner.graphs import StepSize
 from nybble.runner.inputs import BlockTables, StagingBuffer, gather, idle_step, staging_bytes, step_arrays
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def test_gather() -> None:
     assert step.query_start.tolist() == [0, 10, 11, 14]
     assert step.sample_rows.tolist() == [1, 2]
     assert step.num_output_tokens.tolist() == [4, 0]
-    assert not step.is_decode
+    assert not step.size.is_decode
     flat = tables.device.clone().view(-1)
     flat[torch.from_numpy(step.table_positions)] = torch.from_numpy(step.table_block_ids)
     rows = flat.view(tables.device.shape)
@@ -67,14 +68,26 @@ def test_reset_starts_a_slots_table_anew() -> None:
 def test_padding_a_decode_step() -> None:
     batch = Batch(step_id=0, rows=[mixed_batch().rows[1]])
     step = gather(batch, tables_with_history())
-    assert step.is_decode
-    padded = step.padded(3, idle_slot=8)
+    assert step.size.is_decode
+    padded = step.padded(StepSize(3, 3, is_decode=True), idle_slot=8)
     assert padded.slots.tolist() == [0, 8, 8]
     assert padded.seq_lens.tolist() == [18, 0, 0]
     assert padded.slot_mapping.tolist() == [int(step.slot_mapping[0]), -1, -1]
     assert padded.query_start.tolist() == [0, 1, 2, 3]
     assert padded.seq_lens.dtype == padded.query_start.dtype == np.int32
     assert padded.sample_rows.tolist() == [0]
+
+
+def test_padding_a_step_with_prompts() -> None:
+    step = gather(mixed_batch(), tables_with_history())
+    num_tokens, num_rows = len(step.token_ids), len(step.slots)
+    padded = step.padded(StepSize(num_tokens + 4, num_rows + 2), idle_slot=8)
+    assert padded.token_ids.tolist() == [*step.token_ids.tolist(), 0, 0, 0, 0]
+    assert padded.slot_mapping.tolist()[num_tokens:] == [-1] * 4
+    assert padded.query_start.tolist() == [*step.query_start.tolist(), num_tokens, num_tokens]  # they have no token
+    assert padded.slots.tolist()[num_rows:] == [8, 8]
+    assert padded.seq_lens.tolist()[num_rows:] == [0, 0]
+    assert padded.sample_rows.tolist() == step.sample_rows.tolist()
 
 
 def test_upload_gives_back_every_array_and_a_fixed_place() -> None:
@@ -89,7 +102,7 @@ def test_upload_gives_back_every_array_and_a_fixed_place() -> None:
     views = staging.upload({**step_arrays(step), **extra})
     for name, array in {**step_arrays(step), **extra}.items():
         assert np.array_equal(views[name].numpy(), array), name
-    idle = step_arrays(idle_step(4, 8))
+    idle = step_arrays(idle_step(StepSize(6, 4), 8))
     first = {name: view.data_ptr() for name, view in staging.views(idle).items()}
     later = staging.upload({**idle, **extra})
     assert {name: later[name].data_ptr() for name in idle} == first

@@ -5,8 +5,9 @@ import torch
 from support.paged_model import PagedModel
 from support.runner_driver import GREEDY, Driver, small_config
 
-from nybble.core.batch import BAD_LOGITS
+from nybble.core.batch import BAD_LOGITS, DEVICE_TOKEN
 from nybble.core.sampling import SamplingParams
+from nybble.runner.graphs import StepGraphs, StepSize
 from nybble.runner.measure import run_worst
 from nybble.runner.model_runner import ModelRunner
 
@@ -39,6 +40,72 @@ def test_chunked_prefill_mixed_with_decode(model: PagedModel, driver: Driver) ->
         driver.step({1: 1, 3: 1})
     assert driver.sequences[3].output == model.greedy(PROMPTS[0], 6)
     assert driver.sequences[1].output == model.greedy(PROMPTS[1], 10)
+
+
+class PlainGraphs(StepGraphs):
+    """Runs the step that a graph would replay: what CUDA graphs compute, on a CPU."""
+
+    def __init__(self, runner: ModelRunner, sizes: list[StepSize]) -> None:
+        runner._make_graph_results(sizes)
+        runner._graphs = self
+        self.sizes, self._graphs, self._step = sizes, dict.fromkeys(sizes), runner._staged_step
+        self.replayed: list[StepSize] = []
+
+    def replay(self, size: StepSize) -> None:
+        self.replayed.append(size)
+        self._step(size)
+
+
+def test_padded_steps_give_the_dense_models_tokens(model: PagedModel) -> None:
+    """Prompts, chunks of them beside decoding rows, and decode, each in a step larger than it needs."""
+    runner = ModelRunner(model, small_config(), num_blocks=64)
+    decode, mixed = StepSize(4, 4, is_decode=True), StepSize(12, 4)
+    graphs = PlainGraphs(runner, [decode, mixed])
+    driver = Driver(runner)
+    driver.add(1, PROMPTS[1])
+    driver.add(3, PROMPTS[0])
+    driver.prefill(1)
+    for chunk in (3, 1, 4, 2):
+        driver.step({3: chunk, 1: 1})
+    for _ in range(5):
+        driver.step({1: 1, 3: 1})
+    assert driver.sequences[3].output == model.greedy(PROMPTS[0], 6)
+    assert driver.sequences[1].output == model.greedy(PROMPTS[1], 10)
+    # A row that only waits for more of its prompt is no decode row, though it brings one token.
+    assert graphs.replayed == [decode] + [mixed] * 4 + [decode] * 5
+
+
+def test_padded_steps_take_ids_that_are_still_on_the_device(model: PagedModel) -> None:
+    runner = ModelRunner(model, small_config(), num_blocks=64, is_async=True)
+    graphs = PlainGraphs(runner, [StepSize(16, 8)])
+    driver = Driver(runner)
+    driver.add(1, PROMPTS[2])
+    driver.add(3, PROMPTS[0], SamplingParams(temperature=1.0, logprobs=1), seed=4)
+    first, second = (driver.batch(new) for new in ({1: 8}, {3: 10, 1: 1}))
+    assert second.rows[1].token_ids == [DEVICE_TOKEN]
+    pending = [runner.submit(batch) for batch in (first, second)]
+    for batch, result in zip((first, second), pending, strict=True):
+        driver.apply(batch, result)
+    assert graphs.replayed == [StepSize(16, 8)] * 2
+    assert driver.sequences[1].output == model.greedy(PROMPTS[2], 2)
+    assert len(driver.logprobs[3]) == 1
+    alone = Driver(ModelRunner(model, small_config(), num_blocks=64))
+    alone.add(0, PROMPTS[0], SamplingParams(temperature=1.0, logprobs=1), seed=4)
+    alone.prefill(0)
+    assert driver.sequences[3].output == alone.sequences[0].output
+
+
+def test_a_step_without_a_graph_that_holds_it_runs_as_it_is(model: PagedModel) -> None:
+    runner = ModelRunner(model, small_config(), num_blocks=64)
+    graphs = PlainGraphs(runner, [StepSize(8, 2)])
+    driver = Driver(runner)
+    for slot, prompt in enumerate(PROMPTS):
+        driver.add(slot, prompt)
+    driver.prefill(0)  # 10 tokens
+    driver.prefill(2)  # 8
+    driver.prefill(1)  # one token is a decode step
+    assert graphs.replayed == [StepSize(8, 2)]
+    assert [driver.sequences[slot].output for slot in range(3)] == [model.greedy(prompt, 1) for prompt in PROMPTS]
 
 
 def test_ids_stay_on_the_device_between_overlapped_steps(model: PagedModel) -> None:
