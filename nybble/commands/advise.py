@@ -95,6 +95,8 @@ def advise(
     from nybble.commands.imports import ctrl_c_exits
 
     with ctrl_c_exits():
+        import torch
+
         from nybble.perf.advice import advise as find_advice
         from nybble.perf.machines import describe
         from nybble.perf.profiling import device_here, this_machine
@@ -104,7 +106,7 @@ def advise(
     if where == "cpu" and num_devices > 1:
         raise ConfigError(f"--num-devices {num_devices}: this machine's CPU is one device; name a GPU with --device")
     if device in HERE:
-        machine = this_machine(where)
+        machine = this_machine(where, torch.bfloat16 if where == "cpu" else torch.float16)
     else:
         machine = describe(device, memory_gb=memory_gb, read_gb_s=read_gb_s, tflops=tflops, link_gb_s=link_gb_s)
     advice = find_advice(shape, machine, load, num_devices, on_gpu=where == "cuda")

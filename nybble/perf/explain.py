@@ -66,7 +66,7 @@ def _times(document: Document) -> Iterator[str]:
 
 def _bounds(document: Document) -> Iterator[str]:
     machine = document["machine"]
-    source = "measured" if machine["is_measured"] else "what programs reach of its data sheet"
+    source = f"measured: {machine['how']}" if machine["is_measured"] else "what programs reach of its data sheet"
     yield (
         f"The machine reads {machine['read_bytes_per_second'] / 1e12:.3g} TB/s and computes "
         f"{machine['flops_per_second'] / 1e12:.3g} TFLOP/s ({source})."

@@ -103,9 +103,9 @@ def measured_profile(
     _, resolved = located(model, synthetic, engine)
     total_steps = steps_needed(num_steps, repeats)
     options, prefill_len = profile_engine(engine, resolved, batches, context_len, prefill_len, total_steps)
-    machine = this_machine(resolved.device, measured=True)
+    dtype = getattr(torch, resolved.dtype)
+    machine = this_machine(resolved.device, dtype, measured=True)
     with opened_model(model, synthetic, options) as llm:
-        dtype = getattr(torch, llm.config.dtype)
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
         measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
@@ -155,21 +155,22 @@ def device_here(device: str) -> str:
     return "cuda" if has_cuda and device != "cpu" else "cpu"
 
 
-def this_machine(device: str, *, measured: bool = False) -> Machine:
+def this_machine(device: str, dtype: torch.dtype, *, measured: bool = False) -> Machine:
     """The machine that this runs on: rates as in the table where it has the GPU, else measured.
 
     Args:
         device: cpu or cuda, as `device_here` says.
+        dtype: that an engine computes in.
         measured: measure its rates in any case.
     """
     if device == "cpu":
-        found = measure_ceilings(torch.device("cpu"), torch.float32)
+        found = measure_ceilings(torch.device("cpu"), dtype)
         return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None)
     name = torch.cuda.get_device_name()
     known = in_table(name)
     if known is not None and not measured:
         return known
-    found = measure_ceilings(torch.device("cuda"), torch.float16)
+    found = measure_ceilings(torch.device("cuda"), dtype)
     return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known)
 
 
