@@ -105,7 +105,7 @@ def profile(
     With --dry-run the roofline alone, for any model's config.json on any machine of a small table. The last line of
     standard output is JSON.
     """
-    batches = flags.parse_counts("--batch-sizes", batch_sizes)
+    batches = sorted(flags.parse_counts("--batch-sizes", batch_sizes))
     flags.check_model(model, synthetic)
     flags.check_repeats(repeats)
     described = {"--memory-gb": memory_gb, "--read-gb-s": read_gb_s, "--tflops": tflops, "--link-gb-s": link_gb_s}
@@ -157,6 +157,8 @@ def profile(
             show_bar=flags.is_terminal(),
         )
     _show(document, console, explain)
+    for warning in document["warnings"]:
+        warn(warning)
     if any((row["of_floor"] or 0) > 1.05 for row in document["steps"]):
         warn("a step was faster than its floor: the machine was busy while its ceilings were measured; run it again")
     if out is not None:

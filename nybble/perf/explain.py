@@ -89,11 +89,25 @@ def _bounds(document: Document) -> Iterator[str]:
         math = row["flops"] / ((row["wall_ms"] or row["floor_ms"]) * 1e-3)
         if row["wall_ms"] is not None:
             name = f"Batch {row['batch']}" if row["step"] == "decode" else f"Prefill of {row['tokens']:,} tokens"
-            yield (
-                f"{name} is bound by {_bound(row['bound'])}: it uses "
-                f"{_percent(rate / machine['read_bytes_per_second'])} of the read rate and "
-                f"{_percent(math / machine['flops_per_second'])} of the arithmetic."
+            used = (
+                f"it uses {_percent(rate / machine['read_bytes_per_second'])} of the read rate and "
+                f"{_percent(math / machine['flops_per_second'])} of the arithmetic"
             )
+            if row["bound"] == "overheads":
+                yield f"{name} is bound by neither, but by overheads: {used}. {_overheads(row)}"
+            else:
+                yield f"{name} is bound by {_bound(row['bound'])}: {used}."
+
+
+def _overheads(row: Row) -> str:
+    """What a step takes beyond its floor, by the three kinds that take most of it."""
+    over = {kind["kind"]: (kind["measured_ms"] or 0.0) - kind["floor_ms"] for kind in row["kinds"]}
+    most = sorted(over, key=lambda kind: -over[kind])[:3]
+    listed = ", ".join(f"{kind} {_ms(over[kind])}" for kind in most if over[kind] > 0)
+    return (
+        f"Of {_ms(row['wall_ms'])} {_ms(row['wall_ms'] - row['floor_ms'])} lie above the floor (launches, the host, "
+        f"kernels below their rooflines), most of them in {listed}."
+    )
 
 
 def _dequantization(document: Document) -> Iterator[str]:
@@ -134,6 +148,7 @@ def _kv_memory(document: Document) -> Iterator[str]:
     )
     for length in sorted({row["context_len"] for row in decode}):
         yield f"That is {capacity['kv_tokens'] // length:,} sequences of {length:,}."
+    yield from (f"{warning[0].upper()}{warning[1:]}." for warning in document["warnings"])
     shares = [(row["batch"], share_of(row, "attention")) for row in decode]
     if shares:
         listed = ", ".join(f"{_percent(share)} at batch {batch}" for batch, share in shares)

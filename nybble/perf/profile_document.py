@@ -17,10 +17,15 @@ from nybble.perf.roofline import Floor, Roofline, by_kind
 from nybble.perf.step_cost import KINDS, Kind, Work
 from nybble.perf.step_profile import PartTime, StepTimes
 
+OVERHEADS_BELOW = 0.5
+"""Share of the floor below which a measured step is bound by overheads: most of its time would remain if reading and
+computing were as fast as the machine allows, so neither decides how long it takes."""
 FORMULAS = {
     "floor": "Σ over parts of max(bytes / read rate, operations / math rate)",
     "share": "a kind's part of the step's time",
     "of floor": "floor / measured: 100 % is the machine's limit",
+    "bound by": f"what most of the floor waits on; overheads (launches, the host, kernels below their rooflines) "
+    f"where the floor is less than {OVERHEADS_BELOW:.0%} of the step",
     "host gaps": "a step's wall time during which the device had nothing of it to do",
     "crossover": "the batch from which computing the weights' products takes longer than reading the weights",
 }
@@ -46,6 +51,7 @@ def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times:
     for floor in floors:
         bound_seconds[floor.bound] += floor.seconds
     tokens = work.num_sequences if name == "decode" else work.num_tokens
+    bound = max(bound_seconds, key=lambda bound: bound_seconds[bound])
     return {
         "step": name,
         "batch": work.num_sequences,
@@ -59,7 +65,8 @@ def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times:
         "of_floor": None if times is None else floor_seconds / times.seconds,
         "bytes": sum(floor.part.num_bytes for floor in floors),
         "flops": sum(floor.part.flops for floor in floors),
-        "bound": max(bound_seconds, key=lambda bound: bound_seconds[bound]),
+        "bound": "overheads" if floor_seconds < OVERHEADS_BELOW * seconds else bound,
+        "floor_bound": bound,
         "kinds": _kinds(parts, host, seconds),
         "parts": parts,
     }
@@ -198,12 +205,14 @@ def make_document(
     rows: Sequence[Mapping[str, Any]],
     capacity: Capacity,
     facts: Mapping[str, Any],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that is shown.
 
     Args:
         whole: the model on one device; `roofline` as it is run, which differs in tensor parallel.
         facts: more that belongs at the top.
+        warnings: where the rows are not all that was asked for.
     """
     shape = roofline.shape
     decode = [row for row in rows if row["step"] == "decode"]
@@ -229,6 +238,7 @@ def make_document(
         "capacity": asdict(capacity),
         "eight_bit_kv": eight_bit_kv(decode[-1], roofline) if decode else None,
         **facts,
+        "warnings": warnings,
         "steps": rows,
         "larger_batches": larger_batches(rows, roofline, capacity),
         "communication": []

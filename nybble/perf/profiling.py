@@ -14,13 +14,14 @@ from nybble.core import machine as host
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
 from nybble.perf.ceilings import Ceilings, measure_ceilings
+from nybble.perf.decoding import KVMemoryError
 from nybble.perf.intervals import Interval, write_trace
 from nybble.perf.located import located
 from nybble.perf.machines import Machine, check_link, in_table
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape, read_checkpoint
 from nybble.perf.profile_document import Capacity, make_document, step_row
-from nybble.perf.profile_engine import PREFILL_TOKENS, profile_engine
+from nybble.perf.profile_engine import PREFILL_TOKENS, measurable, profile_engine
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
 from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
@@ -73,8 +74,20 @@ def dry_profile(
         kv_tokens=plan.kv_tokens(PLANNED_UTILIZATION),
         source=f"estimated, at gpu_memory_utilization {PLANNED_UTILIZATION}",
     )
+    warnings = [
+        f"batch {n} at {context_len:,} tokens: {n * context_len:,} tokens of KV are more than there is room for, "
+        f"{capacity.kv_tokens:,} ({capacity.source}); its row is what the roofline alone allows"
+        for n in batches
+        if n * context_len > capacity.kv_tokens
+    ]
     return make_document(
-        settings=settings, whole=whole, roofline=roofline, rows=rows, capacity=capacity, facts={"mode": "dry run"}
+        settings=settings,
+        whole=whole,
+        roofline=roofline,
+        rows=rows,
+        capacity=capacity,
+        warnings=warnings,
+        facts={"mode": "dry run"},
     )
 
 
@@ -98,16 +111,17 @@ def measured_profile(
         prefill_len: as for `profile_engine`.
 
     Raises:
-        ConfigError: as `profile_engine`, before anything is measured.
+        ConfigError: as `profile_engine`, before anything is measured; or none of the batches fits in the KV cache.
     """
     _, resolved = located(model, synthetic, engine)
     total_steps = steps_needed(num_steps, repeats)
+    batches, warnings = measurable(engine, batches)
     options, prefill_len = profile_engine(engine, resolved, batches, context_len, prefill_len, total_steps)
     dtype = getattr(torch, resolved.dtype)
     machine = this_machine(resolved.device, dtype, measured=True)
     with opened_model(model, synthetic, options) as llm:
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
-        measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
+        measured, left_out = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
         capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")
         facts = {
@@ -118,7 +132,13 @@ def measured_profile(
     if trace is not None:
         write_trace(trace, {_track(times): _from_zero(times.intervals) for times in measured})
     return make_document(
-        settings=settings, whole=roofline, roofline=roofline, rows=rows, capacity=capacity, facts=facts
+        settings=settings,
+        whole=roofline,
+        roofline=roofline,
+        rows=rows,
+        capacity=capacity,
+        warnings=warnings + left_out,
+        facts=facts,
     )
 
 
@@ -130,17 +150,28 @@ def _measure(
     num_steps: int,
     repeats: int,
     show_bar: bool,
-) -> list[StepTimes]:
+) -> tuple[list[StepTimes], list[str]]:
+    """What was measured, and a warning of each batch that was not, as it does not fit in the KV cache.
+
+    Raises:
+        KVMemoryError: none does.
+    """
     profiler = StepProfiler(llm, num_steps=num_steps, repeats=repeats)
-    measured = []
+    measured: list[StepTimes] = []
+    left_out: list[KVMemoryError] = []
     with Progress(len(batches) + bool(prefill_len), show_bar) as bar:
         for batch in batches:
-            measured.append(profiler.decode(batch, context_len))
+            try:
+                measured.append(profiler.decode(batch, context_len))
+            except KVMemoryError as error:
+                left_out.append(error)
             bar.advance(batch * num_steps * repeats, 1, f"decode {batch}")
+        if not measured:
+            raise left_out[0]
         if prefill_len:
             measured.append(profiler.prefill(prefill_len))
             bar.advance(prefill_len * repeats, 1, f"prefill {prefill_len}")
-    return measured
+    return measured, [f"not measured: {error}" for error in left_out]
 
 
 def device_here(device: str) -> str:

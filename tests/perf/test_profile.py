@@ -14,12 +14,13 @@ from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
+from nybble.perf.ceilings import Ceilings
 from nybble.perf.explain import explain
 from nybble.perf.located import located
 from nybble.perf.machines import Machine, find_machine
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.profile_document import Capacity, make_document, step_row
-from nybble.perf.profile_engine import profile_engine
+from nybble.perf.profile_engine import measurable, profile_engine
 from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
 from nybble.perf.profiling import dry_profile
 from nybble.perf.roofline import Roofline
@@ -146,6 +147,24 @@ def test_measured_parts_meet_their_floors() -> None:
     )
 
 
+@pytest.mark.parametrize(("times_the_floor", "bound"), [(1.9, "memory"), (2.1, "overheads"), (11, "overheads")])
+def test_a_step_far_above_its_floor_is_bound_by_neither(times_the_floor: float, bound: str) -> None:
+    roofline = Roofline(ModelShape.read(synthetic_config("qwen2.5-32b-awq")), find_machine("H100"), torch.float16)
+    work = Work.decode(1, 1024)
+    floor = roofline.seconds(work)
+    parts = [PartTime("attention", "attention", floor / 4, 64)]
+    walls = [floor * times_the_floor]
+    times = StepTimes(name="decode", work=work, context_len=1024, wall_seconds=walls, parts=parts)
+    row = step_row("decode", work, 1024, roofline, times)
+    assert (row["bound"], row["floor_bound"]) == (bound, "memory")
+    capacity = Capacity(kv_tokens=100_000, source="a test")
+    text = explain(
+        make_document(settings={}, whole=roofline, roofline=roofline, rows=[row], capacity=capacity, facts={})
+    )
+    assert ("Batch 1 is bound by neither, but by overheads" in text) == (bound == "overheads")
+    assert ("most of them in host gaps" in text) == (bound == "overheads")
+
+
 def test_tables_have_a_cell_for_each_column(study: dict[str, Any]) -> None:
     for table in (steps_table(study), kinds_table(study), *(parts_table(row) for row in study["steps"])):
         assert len({len(row) for row in table}) == 1
@@ -163,6 +182,38 @@ def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "new" / "profile.md").read_text() == markdown(document)
     assert "Dequantization" in shown
     assert "H100: reads 3,082 GB/s" in shown
+
+
+def test_batches_that_memory_does_not_hold_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--synthetic", "qwen2.5-32b-awq", "--dry-run", "--device", "RTX 3090", "--num-devices", "2")
+    assert run(*arguments, "--batch-sizes", "128,1,64,1", "--explain") == 0
+    shown = capsys.readouterr()
+    assert [row["batch"] for row in last_line(shown.out)["results"]] == [1, 64, 128, 1]
+    assert re.findall(r"^warning: batch (\d+) at 1,024 tokens: ([\d,]+) tokens of KV are more", shown.err, re.M) == [
+        ("128", "131,072")
+    ]
+    assert "Batch 128 at 1,024 tokens" in shown.out
+
+
+def test_batches_that_a_step_does_not_take_are_left_out_and_said() -> None:
+    kept, warnings = measurable({"max_num_seqs": 4, "max_num_batched_tokens": 3}, [1, 3, 4, 8])
+    assert kept == [1, 3]
+    assert warnings == [
+        "--batch-sizes 8: more than --max-num-seqs 4 lets into a step: not measured",
+        "--batch-sizes 4: more than --max-num-batched-tokens 3 lets into a step: not measured",
+    ]
+
+
+def test_batches_that_do_not_fit_in_the_cache_are_left_out_and_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nybble.perf.profiling.measure_ceilings", lambda *_: Ceilings(1e12, 1e15, "float32", "a test"))
+    arguments = ("--batch-sizes", "1,8,2", "--context-len", "100", "--steps", "1", "--repeats", "1")
+    assert run("tiny", "--device", "cpu", *arguments, "--kv-cache-memory-bytes", "1000000", "--prefill-len", "0") == 0
+    shown = capsys.readouterr()
+    assert [row["batch"] for row in last_line(shown.out)["results"]] == [1, 2]
+    assert "warning: not measured: a batch of 8 with" in shown.err
+    assert "does not fit in the KV cache of" in shown.err
 
 
 @pytest.mark.slow
@@ -225,7 +276,7 @@ def test_the_longest_context_that_is_let_in_can_be_measured() -> None:
     [
         (
             ["tiny", "--batch-sizes", "4", "--max-num-seqs", "2"],
-            "--batch-sizes 4: more sequences than --max-num-seqs 2",
+            "--batch-sizes 4: more than --max-num-seqs 2",
         ),
         (
             ["tiny", "--batch-sizes", "4", "--max-num-batched-tokens", "2"],
