@@ -143,7 +143,7 @@ def larger_batches(rows: Sequence[Mapping[str, Any]], roofline: Roofline, capaci
     decode = [row for row in rows if row["step"] == "decode"]
     if not decode:
         return []
-    last = max(decode, key=lambda row: row["batch"])
+    last = max(decode, key=lambda row: (row["batch"], row["context_len"]))
     found = []
     for factor in (2, 4, 8):
         batch, context_len = last["batch"] * factor, last["context_len"]
@@ -188,6 +188,7 @@ def communication_rows(whole: Roofline, batches: Sequence[int], context_len: int
                 {
                     "num_devices": devices,
                     "batch": batch,
+                    "context_len": context_len,
                     "floor_ms": total * 1e3,
                     "communication_ms": link * 1e3,
                     "share": link / total,
@@ -216,7 +217,7 @@ def make_document(
     """
     shape = roofline.shape
     decode = [row for row in rows if row["step"] == "decode"]
-    batches = [row["batch"] for row in decode]
+    batches = sorted({row["batch"] for row in decode})
     context_len = max((row["context_len"] for row in decode), default=1)
     dequantize = roofline.dequantize_seconds()
     document = {
@@ -252,3 +253,9 @@ def make_document(
 def share_of(row: Mapping[str, Any], kind: Kind) -> float:
     """A kind's share of a step; 0 where it has none."""
     return next((each["share"] for each in row["kinds"] if each["kind"] == kind), 0.0)
+
+
+def step_name(row: Mapping[str, Any]) -> str:
+    if row["step"] == "decode":
+        return f"decode {row['batch']} at {row['context_len']:,}"
+    return f"prefill {row['tokens']:,}"

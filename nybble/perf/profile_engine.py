@@ -34,7 +34,7 @@ def profile_engine(
     engine: Mapping[str, Any],
     resolved: ResolvedConfig,
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int | None,
     total_steps: int,
 ) -> tuple[dict[str, Any], int]:
@@ -58,10 +58,10 @@ def profile_engine(
             f"--prefill-len {prefill_len}: more than --max-num-batched-tokens {most_tokens} lets into a step"
         )
     budget = most_tokens or max(resolved.max_num_batched_tokens, largest, prefill_len)
-    longest = max(tokens_needed(batch, context_len, total_steps, budget) for batch in batches)
+    longest = max(tokens_needed(batch, max(context_lens), total_steps, budget) for batch in batches)
     if longest > positions:
         raise ConfigError(
-            f"--context-len {context_len}: sequences grow to {longest} tokens while they are measured, and "
+            f"--context-len {max(context_lens)}: sequences grow to {longest} tokens while they are measured, and "
             f"max_model_len is {positions}; lower it, or --batch-sizes, --steps or --repeats"
         )
     if prefill_len >= positions:

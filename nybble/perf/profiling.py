@@ -20,11 +20,11 @@ from nybble.perf.located import located
 from nybble.perf.machines import Machine, check_link, in_table
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape, read_checkpoint
-from nybble.perf.profile_document import Capacity, make_document, step_row
+from nybble.perf.profile_document import Capacity, make_document, step_name, step_row
 from nybble.perf.profile_engine import PREFILL_TOKENS, measurable, profile_engine
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
-from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
+from nybble.perf.step_profile import StepProfiler, StepTimes, prompt_len_for, steps_needed
 from nybble.progress import Progress
 
 PLANNED_UTILIZATION = 0.9
@@ -36,11 +36,11 @@ def dry_profile(
     machine: Machine,
     num_devices: int,
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The roofline of each step, from config.json and the machine's table entry.
+    """The roofline of each step, at each context each batch, from config.json and the machine's table entry.
 
     Args:
         prefill_len: 0: no prefill step; None: 2048 tokens, or as many as the model has positions.
@@ -51,7 +51,7 @@ def dry_profile(
     check_link(machine, num_devices)
     positions = shape.config.max_position_embeddings
     prefill_len = min(PREFILL_TOKENS["cuda"], positions) if prefill_len is None else prefill_len
-    longest = max(context_len, prefill_len)
+    longest = max(*context_lens, prefill_len)
     if longest > positions:
         raise ConfigError(
             f"{longest} tokens (--context-len, --prefill-len) are more than the model's {positions} positions"
@@ -60,7 +60,8 @@ def dry_profile(
     dtype = torch.float16
     whole = Roofline(shape, machine, dtype)
     roofline = Roofline(shape.split_by(num_devices), machine, dtype)
-    rows = [step_row("decode", Work.decode(n, context_len), context_len, roofline, None) for n in batches]
+    cases = [(batch, context_len) for context_len in context_lens for batch in batches]
+    rows = [step_row("decode", Work.decode(*case), case[1], roofline, None) for case in cases]
     if prefill_len:
         rows.append(step_row("prefill", Work.prefill(prefill_len), prefill_len, roofline, None))
     plan = plan_memory(
@@ -75,10 +76,10 @@ def dry_profile(
         source=f"estimated, at gpu_memory_utilization {PLANNED_UTILIZATION}",
     )
     warnings = [
-        f"batch {n} at {context_len:,} tokens: {n * context_len:,} tokens of KV are more than there is room for, "
-        f"{capacity.kv_tokens:,} ({capacity.source}); its row is what the roofline alone allows"
-        for n in batches
-        if n * context_len > capacity.kv_tokens
+        f"batch {batch} at {context_len:,} tokens: {batch * context_len:,} tokens of KV are more than there is room "
+        f"for, {capacity.kv_tokens:,} ({capacity.source}); its row is what the roofline alone allows"
+        for batch, context_len in cases
+        if batch * context_len > capacity.kv_tokens
     ]
     return make_document(
         settings=settings,
@@ -96,7 +97,7 @@ def measured_profile(
     synthetic: str | None,
     engine: Mapping[str, Any],
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int | None,
     *,
     num_steps: int,
@@ -116,12 +117,18 @@ def measured_profile(
     _, resolved = located(model, synthetic, engine)
     total_steps = steps_needed(num_steps, repeats)
     batches, warnings = measurable(engine, batches)
-    options, prefill_len = profile_engine(engine, resolved, batches, context_len, prefill_len, total_steps)
+    options, prefill_len = profile_engine(engine, resolved, batches, context_lens, prefill_len, total_steps)
+    warnings += [
+        f"--context-len {asked}: measured at {met}, as half of the {total_steps} steps come before it; lower --steps "
+        "or --repeats"
+        for asked in context_lens
+        if (met := prompt_len_for(asked, total_steps) + total_steps // 2) != asked
+    ]
     dtype = getattr(torch, resolved.dtype)
     machine = this_machine(resolved.device, dtype, measured=True)
     with opened_model(model, synthetic, options) as llm:
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
-        measured, left_out = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
+        measured, left_out = _measure(llm, batches, context_lens, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
         capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")
         facts = {
@@ -130,7 +137,9 @@ def measured_profile(
             "startup": vars(llm.report),
         }
     if trace is not None:
-        write_trace(trace, {_track(times): _from_zero(times.intervals) for times in measured})
+        write_trace(
+            trace, {step_name(row): _from_zero(times.intervals) for row, times in zip(rows, measured, strict=True)}
+        )
     return make_document(
         settings=settings,
         whole=roofline,
@@ -145,7 +154,7 @@ def measured_profile(
 def _measure(
     llm: LLM,
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int,
     num_steps: int,
     repeats: int,
@@ -159,13 +168,14 @@ def _measure(
     profiler = StepProfiler(llm, num_steps=num_steps, repeats=repeats)
     measured: list[StepTimes] = []
     left_out: list[KVMemoryError] = []
-    with Progress(len(batches) + bool(prefill_len), show_bar) as bar:
-        for batch in batches:
+    cases = [(batch, context_len) for context_len in context_lens for batch in batches]
+    with Progress(len(cases) + bool(prefill_len), show_bar) as bar:
+        for batch, context_len in cases:
             try:
                 measured.append(profiler.decode(batch, context_len))
             except KVMemoryError as error:
                 left_out.append(error)
-            bar.advance(batch * num_steps * repeats, 1, f"decode {batch}")
+            bar.advance(batch * num_steps * repeats, 1, f"decode {batch} at {context_len:,}")
         if not measured:
             raise left_out[0]
         if prefill_len:
@@ -219,10 +229,6 @@ def _measured(name: str, memory_bytes: float, found: Ceilings, known: Machine | 
         is_measured=True,
         how=found.how,
     )
-
-
-def _track(times: StepTimes) -> str:
-    return f"decode {times.work.num_sequences}" if times.name == "decode" else f"prefill {times.work.num_tokens}"
 
 
 def _from_zero(intervals: Sequence[Interval]) -> list[Interval]:

@@ -43,7 +43,7 @@ def last_line(text: str) -> dict[str, Any]:
 def study() -> dict[str, Any]:
     """The study's own case: two RTX 3090."""
     shape = ModelShape.read(synthetic_config("qwen2.5-32b-awq"))
-    return dry_profile(shape, find_machine("RTX 3090"), 2, [1, 4, 16, 64], 1024, 2048, {"model": "qwen2.5-32b-awq"})
+    return dry_profile(shape, find_machine("RTX 3090"), 2, [1, 4, 16, 64], [1024], 2048, {"model": "qwen2.5-32b-awq"})
 
 
 def test_a_dry_run_draws_the_roofline(study: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def test_measured_parts_meet_their_floors() -> None:
     )
     text = explain(document)
     assert f"the step reaches {100 * row['of_floor']:.0f} % of what the machine allows" in text
-    assert "At batch 1 the products take 7.3 ms against a floor of" in text
+    assert "At batch 1 at 1,024 tokens of context the products take 7.3 ms against a floor of" in text
     assert "within others" in str(kinds_table(document))
     assert [row["batch"] for row in document["larger_batches"]] == [2, 4, 8]
     assert document["larger_batches"][0]["expected_tok_s"] == pytest.approx(
@@ -161,7 +161,9 @@ def test_a_step_far_above_its_floor_is_bound_by_neither(times_the_floor: float, 
     text = explain(
         make_document(settings={}, whole=roofline, roofline=roofline, rows=[row], capacity=capacity, facts={})
     )
-    assert ("Batch 1 is bound by neither, but by overheads" in text) == (bound == "overheads")
+    assert ("Batch 1 at 1,024 tokens of context is bound by neither, but by overheads" in text) == (
+        bound == "overheads"
+    )
     assert ("most of them in host gaps" in text) == (bound == "overheads")
 
 
@@ -193,6 +195,37 @@ def test_batches_that_memory_does_not_hold_are_said(capsys: pytest.CaptureFixtur
         ("128", "131,072")
     ]
     assert "Batch 128 at 1,024 tokens" in shown.out
+
+
+def test_each_batch_is_drawn_at_each_context(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--synthetic", "qwen2.5-32b-awq", "--dry-run", "--device", "H200", "--batch-sizes", "4,1")
+    assert run(*arguments, "--context-len", "4096,1024", "--explain") == 0
+    shown = capsys.readouterr().out
+    rows = last_line(shown)["results"]
+    cases = [(1, 1024), (4, 1024), (1, 4096), (4, 4096)]
+    assert [(row["batch"], row["context_len"]) for row in rows[:4]] == cases
+    qwen, machine = ModelShape.read(synthetic_config("qwen2.5-32b-awq")), find_machine("H200").sustained()
+    floors = [Roofline(qwen, machine, torch.float16).seconds(Work.decode(*case)) * 1e3 for case in cases]
+    assert [row["floor_ms"] for row in rows[:4]] == pytest.approx(floors)
+    for batch, context_len in cases:
+        assert f"decode {batch} at {context_len:,}" in shown, "the table tells them apart"
+    for context_len in ("1,024", "4,096"):
+        assert f"From batch 1 to 4 at {context_len} tokens of context what grows most is attention" in shown
+
+
+def test_each_batch_is_measured_at_each_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nybble.perf.profiling.measure_ceilings", lambda *_: Ceilings(1e12, 1e15, "float32", "a test"))
+    arguments = ("--batch-sizes", "2,1", "--context-len", "40,2,20", "--steps", "1", "--repeats", "1")
+    assert run("tiny", "--device", "cpu", *arguments, "--prefill-len", "8", "--trace", "--out", str(tmp_path)) == 0
+    rows = json.loads((tmp_path / "profile.json").read_text())["steps"]
+    asked = [(1, 3), (2, 3), (1, 20), (2, 20), (1, 40), (2, 40), (1, 8)]
+    assert [(row["batch"], row["context_len"]) for row in rows] == asked
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert {"decode 1 at 20", "decode 1 at 40", "prefill 8"} <= tracks
+    assert "warning: --context-len 2: measured at 3, as half of the 5 steps" in capsys.readouterr().err
 
 
 def test_batches_that_a_step_does_not_take_are_left_out_and_said() -> None:
@@ -251,7 +284,7 @@ def test_the_default_prefill_does_not_follow_the_context(
         max_model_len=positions,
         max_num_batched_tokens=step_tokens,
     )
-    options, prefill_len = profile_engine({}, resolved, [1, 4], 16, None, 11)
+    options, prefill_len = profile_engine({}, resolved, [1, 4], [16], None, 11)
     assert prefill_len == expected
     assert options == {"max_num_seqs": 4, "max_num_batched_tokens": step_tokens, "max_model_len": expected + 1}
 
@@ -262,7 +295,7 @@ def test_the_longest_context_that_is_let_in_can_be_measured() -> None:
     fits = []
     for context_len in range(60, 96):
         with suppress(ConfigError):
-            profile_engine({"max_model_len": 96}, resolved, [3], context_len, 0, steps_needed(1, 1))
+            profile_engine({"max_model_len": 96}, resolved, [3], [context_len], 0, steps_needed(1, 1))
             fits.append(context_len)
     with LLM("tiny", device="cpu", max_model_len=96, max_num_seqs=3, enable_prefix_caching=False) as llm:
         profiler = StepProfiler(llm, num_steps=1, repeats=1)
@@ -315,6 +348,8 @@ def test_what_cannot_be_measured_is_named_before_it_is(
             "5000 tokens (--context-len, --prefill-len)",
         ),
         (["tiny", "--dry-run", "--device", "H200", "--max-num-seqs", "5"], "--max-num-seqs is a setting of an engine"),
+        (["tiny", "--context-len", "1,9"], "--context-len 1,9: must be at least 2"),
+        (["tiny", "--context-len", "9,x"], "--context-len 9,x: give whole numbers"),
         (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
         (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
         (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
