@@ -14,6 +14,7 @@ top. So reckoned from an H100's data sheet, Qwen2.5-32B's steps of 1 to 128 sequ
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
 
 from nybble.perf.roofline import Roofline
@@ -134,7 +135,6 @@ def most_seqs(roofline: Roofline, load: Load, limit: int) -> int:
 def seqs_for_rate(roofline: Roofline, load: Load, limit: int) -> int | None:
     """The fewest sequences at once that serve `request_rate`; None: it takes more than `limit`."""
     assert load.request_rate is not None
-    for num_seqs in range(1, limit + 1):
-        if outcome(roofline, load, num_seqs).requests_per_second >= load.request_rate:
-            return num_seqs
-    return None
+    rate = load.request_rate  # what is served grows with the sequences: steps take less than in proportion longer
+    found = bisect(range(1, limit + 1), False, key=lambda n: outcome(roofline, load, n).requests_per_second >= rate)
+    return found + 1 if found < limit else None

@@ -1,6 +1,7 @@
 """`nybble advise`: what is recommended follows from memory, objectives and load; what is measured has the last word."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,8 +146,57 @@ def test_more_streams_than_logits_have_room_for_wait(qwen: ModelShape) -> None:
 
 
 def test_a_request_too_long_is_refused(qwen: ModelShape) -> None:
-    with pytest.raises(ConfigError, match="a request of 40000 tokens does not fit: there is room for"):
+    with pytest.raises(ConfigError, match="a request of 20000 tokens does not fit: there is room for"):
+        advise(qwen, RTX, load(input_len=19_872), num_devices=1)
+
+
+def test_a_request_longer_than_the_model_takes_is_not_one_for_more_devices(qwen: ModelShape) -> None:
+    with pytest.raises(ConfigError, match="make 40000 tokens, more than the model's 32768 positions"):
         advise(qwen, RTX, load(input_len=39_872), num_devices=1)
+
+
+def test_a_rate_that_the_objectives_forbid_is_said_with_the_highest_that_they_allow(qwen: ModelShape) -> None:
+    asked = load(concurrency=None, request_rate=9.0, tpot_ms=12)
+    advice = advise(qwen, H200, asked)
+    note = next(note for note in advice.notes if "the objectives forbid 9 requests a second" in note)
+    highest = float(note.split("serve about ")[1].split()[0])
+    assert 0 < highest < 9
+    allowed = advise(qwen, H200, load(concurrency=None, request_rate=highest * 0.99, tpot_ms=12))
+    assert not any("forbid" in note for note in allowed.notes)
+    assert advise(qwen, H200, load(concurrency=None, request_rate=9.0)).notes == []
+
+
+def test_a_rate_takes_the_devices_that_keep_its_objectives(qwen: ModelShape) -> None:
+    advice = advise(qwen, H200, load(concurrency=None, request_rate=9.0, tpot_ms=12), num_devices=8)
+    assert advice.num_devices > 1
+    assert not any("forbid" in note for note in advice.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (load(tpot_ms=10), "even the shortest step that takes in a prompt, 512 tokens, holds up"),
+        (load(concurrency=1, tpot_ms=4), "the objectives cannot be kept: a single sequence"),
+        (load(concurrency=None, request_rate=9.0, tpot_ms=12), "the objectives forbid 9"),
+    ],
+)
+def test_a_remedy_that_is_named_is_enough(qwen: ModelShape, asked: Load, said: str) -> None:
+    advice = advise(qwen, H200, asked)
+    assert any(said in note for note in advice.notes)
+    named = re.findall(r"(\d+) × ([\w ]+?) (?:or|would)", advice.notes[-1])
+    assert named
+    for devices, name in named:
+        better = advise(qwen, find_machine(name), asked, int(devices))
+        assert better.num_devices == int(devices)
+        assert better.expected.keeps(asked)
+        assert not any(
+            word in note for note in better.notes for word in ("forbid", "cannot", "shortest", "would serve")
+        )
+
+
+def test_an_objective_that_nothing_keeps_has_no_remedy(qwen: ModelShape) -> None:
+    notes = advise(qwen, H200, load(tpot_ms=0.01)).notes
+    assert any("no machine of the table, nor up to 16 of one together, would" in note for note in notes)
 
 
 def test_a_rate_needs_so_many_sequences(qwen: ModelShape) -> None:
