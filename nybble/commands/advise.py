@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nybble.perf.machines import Machine
     from nybble.perf.refine import Tried
     from nybble.perf.setting import Setting
-    from nybble.perf.workload_model import Load
+    from nybble.perf.workload_model import Load, Outcome
 
 LOAD, MACHINE = "Load", "Machine"
 HERE = ("auto", "cpu", "cuda")
@@ -119,7 +119,7 @@ def advise(
     if output is not None:
         _write(document, output)
     last = {"benchmark": "advise", "settings": {s.name: s.value for s in settings}, "notes": advice.notes}
-    last["expected"] = document["expected"]
+    last |= {name: document[name] for name in ("expected", "measured")}
     print(json.dumps({**last, "output": None if output is None else str(output)}, ensure_ascii=False), flush=True)
 
 
@@ -179,8 +179,20 @@ def _tried_words(tried: Tried, load: Load) -> str:
     return (
         f"tried {settings}: {tried.output_tok_s:,.1f} tok/s, "
         f"TTFT {trial.ttft_ms:.1f} ms (90 %: {trial.ttft_p90_ms:.1f}), "
-        f"TPOT {trial.tpot_ms:.2f} ms (90 %: {trial.tpot_p90_ms:.2f}){kept}"
+        f"TPOT {trial.tpot_ms:.2f} ms (90 %: {trial.tpot_p90_ms:.2f}){kept}; {tried.verdict}"
     )
+
+
+def _measured_words(measured: dict[str, float], expected: Outcome, load: Load) -> str:
+    """How far the model is off."""
+    text = (
+        f"measured with these settings: {measured['output_tok_s']:,.1f} tok/s, TTFT {measured['ttft_ms']:.1f} ms, "
+        f"TPOT {measured['tpot_ms']:.2f} ms"
+    )
+    if load.request_rate is not None:
+        return f"{text}; {measured['requests_per_second']:.3g} of {load.request_rate:g} requests a second"
+    share = measured["output_tok_s"] / expected.output_tok_s
+    return f"{text}; {share:.2f} of the tok/s expected: take the other rows for no more certain"
 
 
 def _show(
@@ -194,6 +206,7 @@ def _show(
     on_gpu: bool,
 ) -> None:
     from nybble.perf.setting import serve_command
+    from nybble.perf.workload_model import CPU_FACTOR
 
     what = f"{load.concurrency} at once" if load.concurrency else f"{load.request_rate:g} requests a second"
     devices = f"{advice.num_devices} × " if advice.num_devices > 1 else ""
@@ -203,34 +216,52 @@ def _show(
     for setting in settings:
         console.print(f"{setting.name}  [bold]{setting.value}[/]\n    {setting.why}", soft_wrap=True)
     console.print()
-    show_rows_of(_by_seqs(advice, on_gpu), console)
+    num_seqs = next(setting.value for setting in settings if setting.name == "max_num_seqs")
+    show_rows_of(_by_seqs(advice, num_seqs), console)
     if on_gpu:
         words = (
             "limit: the roofline; expected: as nybble came to it on an H100 (reading, computing and launches in turn)"
         )
     else:
-        words = "limit: the roofline, which a CPU stays far below; --measure says by how much"
+        words = (
+            "limit: the roofline, which a CPU stays far below; expected: from this CPU's rates as measured now, on the "
+            f"CPU that it was set by within a factor of {CPU_FACTOR:g}; --measure says how far off it is here"
+        )
     console.print(f"[dim]{words}[/]\n")
     for note in advice.notes:
         console.print(f"note: {note}", soft_wrap=True)
     for each in tried:
         console.print(_tried_words(each, load), soft_wrap=True)
+    if tried:
+        measured = _measured(settings, tried, load)
+        console.print(_measured_words(measured, advice.of(num_seqs)[0], load), soft_wrap=True)
     console.print(serve_command(model, settings, on_gpu=on_gpu), soft_wrap=True, markup=False)
 
 
-def _by_seqs(advice: Advice, on_gpu: bool) -> list[list[str]]:
+def _measured(settings: list[Setting], tried: list[Tried], load: Load) -> dict[str, float]:
+    """Medians of the repeats with the settings that were chosen."""
+    from statistics import median
+
+    from nybble.perf.refine import chosen
+
+    trials = chosen(settings, tried).trials
+    found = {name: median(getattr(t, name) for t in trials) for name in ("output_tok_s", "tpot_ms", "ttft_ms")}
+    return {**found, "requests_per_second": found["output_tok_s"] / load.output_len}
+
+
+def _by_seqs(advice: Advice, recommended: int) -> list[list[str]]:
     """Other numbers of sequences at once; the first row is the head."""
-    head = ["at once", "limit tok/s", *(["expected tok/s", "TPOT ms", "TTFT ms"] if on_gpu else []), "KV memory", ""]
-    rows = [head]
+    rows = [["at once", "limit tok/s", "expected tok/s", "TPOT ms", "TTFT ms", "KV memory", ""]]
     for outcome, limit, fits in advice.by_seqs:
-        expected = [f"{outcome.output_tok_s:,.0f}", f"{outcome.tpot_ms:.1f}", f"{outcome.ttft_ms:.0f}"]
         rows.append(
             [
                 str(outcome.num_seqs),
                 f"{limit.output_tok_s:,.0f}",
-                *(expected if on_gpu else []),
+                f"{outcome.output_tok_s:,.0f}",
+                f"{outcome.tpot_ms:.1f}",
+                f"{outcome.ttft_ms:.0f}",
                 "fits" if fits else "too small",
-                "← recommended" if outcome.num_seqs == advice.value("max_num_seqs") else "",
+                "← recommended" if outcome.num_seqs == recommended else "",
             ]
         )
     return rows
@@ -240,7 +271,8 @@ def _document(
     advice: Advice, settings: list[Setting], tried: list[Tried], machine: Machine, load: Load, model: str | None
 ) -> dict[str, Any]:
     from nybble.bench.environment import environment
-    from nybble.perf.workload_model import Outcome
+
+    expected, limit = advice.of(next(setting.value for setting in settings if setting.name == "max_num_seqs"))
 
     def told(outcome: Outcome) -> dict[str, float]:
         return {
@@ -256,8 +288,9 @@ def _document(
         "load": asdict(load),
         "num_devices": advice.num_devices,
         "settings": [asdict(setting) for setting in settings],
-        "expected": told(advice.expected),
-        "limit": told(advice.limit),
+        "expected": told(expected),
+        "limit": told(limit),
+        "measured": _measured(settings, tried, load) if tried else None,
         "memory": {**asdict(advice.memory), "most_kv_tokens": advice.memory.most_kv_tokens},
         "by_seqs": [{"expected": told(o), "limit": told(limit), "fits": fits} for o, limit, fits in advice.by_seqs],
         "tried": [asdict(each) for each in tried],

@@ -39,6 +39,10 @@ class Advice:
     by_seqs: list[tuple[Outcome, Outcome, bool]]  # other numbers of sequences: expected, limit, whether their KV fits
     notes: list[str] = field(default_factory=list)
 
+    def of(self, num_seqs: int) -> tuple[Outcome, Outcome]:
+        """Expected and limit of a number of sequences that was looked at."""
+        return next((each, limit) for each, limit, _ in self.by_seqs if each.num_seqs == num_seqs)
+
     def value(self, name: str) -> Any:
         return next(setting.value for setting in self.settings if setting.name == name)
 
@@ -219,7 +223,7 @@ def _choose_step_tokens(roofline: Roofline, planner: Planner, num_seqs: int, not
 
 
 def _devices_setting(devices: int, num_devices: int, plan: MemoryPlan, load: Load) -> Setting:
-    why = f"{plan.weight_bytes / 1e9:.1f} GB of weights a device leave room for {plan.most_kv_tokens:,} tokens of KV"
+    why = f"{plan.weight_bytes / 1e9:.3g} GB of weights a device leave room for {plan.most_kv_tokens:,} tokens of KV"
     if devices < num_devices:
         why += f"; {num_devices // devices} such engines side by side serve more than one across {num_devices} devices"
     if devices > 1:

@@ -44,6 +44,7 @@ class Ceilings:
     flops_per_second: float
     dtype: str  # that was multiplied
     how: str
+    int4_flops_per_second: float | None = None  # of nybble's own 4-bit product, on a CPU
 
     def seconds(self, cost: Cost) -> float:
         """The roofline: the least time in which so much can be read and computed."""
@@ -106,7 +107,7 @@ def _measure_cpu(dtype: torch.dtype) -> Ceilings:
         f"{source.nbytes / 1e9:.2f} GB summed by {torch.get_num_threads()} threads; the fastest {n}³ product, "
         f"{fastest} in {_name(fastest_dtype)} (slower: {slower}); best of {CPU_SECONDS:g} s each"
     )
-    return Ceilings(read, flops, _name(fastest_dtype), how)
+    return Ceilings(read, flops, _name(fastest_dtype), how, rates["nybble's int4", dtype])
 
 
 def _name(dtype: torch.dtype) -> str:

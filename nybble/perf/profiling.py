@@ -228,6 +228,7 @@ def _measured(name: str, memory_bytes: float, found: Ceilings, known: Machine | 
         link_seconds=known.link_seconds if known else 0.0,
         is_measured=True,
         how=found.how,
+        int4_flops_per_second=found.int4_flops_per_second,
     )
 
 

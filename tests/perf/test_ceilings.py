@@ -46,6 +46,7 @@ def test_the_fastest_product_is_a_cpus_ceiling(fastest: str, dtype: str, monkeyp
     found = measure_ceilings(torch.device("cpu"), torch.bfloat16)
     assert found.flops_per_second == 2 * 128**3 / 1e-3
     assert found.dtype == dtype
+    assert found.int4_flops_per_second == 2 * 128**3 / (1e-3 if fastest == "int4" else 2e-3)
     assert f"the fastest 128³ product, {'nybble' if fastest == 'int4' else 'torch'}'s" in found.how
     assert found.how.count("TFLOP/s") == 2, "the slower ones are said too"
 
