@@ -114,7 +114,7 @@ def advise(
     console = make_console()
     if measure:
         settings, tried = _refine(model, synthetic, where, advice, load, num_prompts, repeats)
-    _show(advice, settings, tried, machine, load, model or "MODEL", console, where == "cuda")
+    _show(advice, settings, tried, machine, load, model, synthetic, console, where == "cuda")
     document = _document(advice, settings, tried, machine, load, model or synthetic)
     if output is not None:
         _write(document, output)
@@ -174,7 +174,7 @@ def _tried_words(tried: Tried, load: Load) -> str:
     kept = (
         ""
         if load.ttft_ms is None and load.tpot_ms is None
-        else f", keeps {'' if tried.keeps(load) else 'not '}the objectives"
+        else f", {'keeps' if tried.keeps(load) else 'does not keep'} the objectives"
     )
     return (
         f"tried {settings}: {tried.output_tok_s:,.1f} tok/s, "
@@ -190,7 +190,10 @@ def _measured_words(measured: dict[str, float], expected: Outcome, load: Load) -
         f"TPOT {measured['tpot_ms']:.2f} ms"
     )
     if load.request_rate is not None:
-        return f"{text}; {measured['requests_per_second']:.3g} of {load.request_rate:g} requests a second"
+        return (
+            f"{text}; {measured['requests_per_second']:.3g} requests a second, the last ones' end included, of the "
+            f"{load.request_rate:g} that came"
+        )
     share = measured["output_tok_s"] / expected.output_tok_s
     return f"{text}; {share:.2f} of the tok/s expected: take the other rows for no more certain"
 
@@ -201,7 +204,8 @@ def _show(
     tried: list[Tried],
     machine: Machine,
     load: Load,
-    model: str,
+    model: str | None,
+    synthetic: str | None,
     console: Console,
     on_gpu: bool,
 ) -> None:
@@ -211,7 +215,8 @@ def _show(
     what = f"{load.concurrency} at once" if load.concurrency else f"{load.request_rate:g} requests a second"
     devices = f"{advice.num_devices} × " if advice.num_devices > 1 else ""
     console.print(
-        f"{model} on {devices}{machine.name}: {what}, {load.input_len} + {load.output_len} tokens\n", soft_wrap=True
+        f"{model or synthetic} on {devices}{machine.name}: {what}, {load.input_len} + {load.output_len} tokens\n",
+        soft_wrap=True,
     )
     for setting in settings:
         console.print(f"{setting.name}  [bold]{setting.value}[/]\n    {setting.why}", soft_wrap=True)
@@ -235,7 +240,7 @@ def _show(
     if tried:
         measured = _measured(settings, tried, load)
         console.print(_measured_words(measured, advice.of(num_seqs)[0], load), soft_wrap=True)
-    console.print(serve_command(model, settings, on_gpu=on_gpu), soft_wrap=True, markup=False)
+    console.print(serve_command(model or "MODEL", settings, on_gpu=on_gpu), soft_wrap=True, markup=False)
 
 
 def _measured(settings: list[Setting], tried: list[Tried], load: Load) -> dict[str, float]:

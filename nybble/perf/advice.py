@@ -64,7 +64,7 @@ def advise(shape: ModelShape, machine: Machine, load: Load, num_devices: int = 1
     machine = machine.sustained()
     planner = Planner(machine, load, STEP_TOKENS if on_gpu else CPU_STEP_TOKENS)
     devices, roofline = _choose_devices(shape, planner, num_devices)
-    most_fitting = _most_fitting(roofline.shape, planner)
+    most_fitting = _most_fitting(shape, roofline.shape, planner)
     notes: list[str] = []
     num_seqs, why = _choose_seqs(roofline, load, most_fitting, notes)
     budget = _choose_step_tokens(roofline, planner, num_seqs, notes)
@@ -130,18 +130,23 @@ def _check_length(shape: ModelShape, load: Load) -> None:
         )
 
 
-def _most_fitting(part: ModelShape, planner: Planner) -> int:
+def _most_fitting(shape: ModelShape, part: ModelShape, planner: Planner) -> int:
     """Sequences at once that memory holds.
 
+    Args:
+        part: one device's of the whole `shape`.
+
     Raises:
-        ConfigError: not even one.
+        ConfigError: not even one; says how many devices it would take.
     """
     most = planner.most_seqs(part)
     if most == 0:
         room = planner.plan(part, 1).most_kv_tokens
+        enough = next((devices for devices, part in divisions(shape) if planner.most_seqs(part)), None)
+        remedy = "no number of them up to 16 does" if enough is None else f"{enough} do: --num-devices {enough}"
         raise ConfigError(
             f"a request of {planner.load.tokens} tokens does not fit: there is room for {room} tokens of KV on "
-            f"{part.num_devices} × {planner.machine.name}; give more devices, or shorter lengths"
+            f"{part.num_devices} × {planner.machine.name}; {remedy}, or give shorter lengths"
         )
     return most
 
@@ -177,7 +182,10 @@ def _choose_seqs(roofline: Roofline, load: Load, most: int, notes: list[str]) ->
 def _wanted_at_once(load: Load, most: int, notes: list[str]) -> tuple[int, str]:
     assert load.concurrency is not None
     if load.concurrency <= most:
-        return load.concurrency, f"all {load.concurrency} streams at once"
+        return (
+            load.concurrency,
+            "the one stream" if load.concurrency == 1 else f"all {load.concurrency} streams at once",
+        )
     notes.append(f"{load.concurrency - most} of {load.concurrency} streams wait at any time, up to a request's life")
     holds = "at most" if most == MOST_SEQS else "the KV cache holds"
     return most, f"{holds} {most} of {load.concurrency} streams; the others wait"

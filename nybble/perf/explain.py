@@ -100,8 +100,8 @@ def _bounds(document: Document) -> Iterator[str]:
                 f"it uses {_percent(rate / machine['read_bytes_per_second'])} of the read rate and "
                 f"{_percent(math / machine['flops_per_second'])} of the arithmetic"
             )
-            if row["bound"] == "overheads":
-                yield f"{name} is bound by neither, but by overheads: {used}. {_overheads(row)}"
+            if row["bound"] == "neither":
+                yield f"{name} is bound by neither memory nor arithmetic: {used}. {_overheads(row)}"
             else:
                 yield f"{name} is bound by {_bound(row['bound'])}: {used}."
 
@@ -112,8 +112,8 @@ def _overheads(row: Row) -> str:
     most = sorted(over, key=lambda kind: -over[kind])[:3]
     listed = ", ".join(f"{kind} {_ms(over[kind])}" for kind in most if over[kind] > 0)
     return (
-        f"Of {_ms(row['wall_ms'])} {_ms(row['wall_ms'] - row['floor_ms'])} lie above the floor (launches, the host, "
-        f"kernels below their rooflines), most of them in {listed}."
+        f"Of {_ms(row['wall_ms'])} {_ms(row['wall_ms'] - row['floor_ms'])} lie above the floor: overheads "
+        f"(launches, the host, kernels below their rooflines), most of them in {listed}."
     )
 
 
@@ -136,7 +136,7 @@ def _dequantization(document: Document) -> Iterator[str]:
             continue
         over = max(0.0, kind["measured_ms"] - kind["floor_ms"])
         yield (
-            f"At {_at(row)} the products take {_ms(kind['measured_ms'])} against a floor of "
+            f"In a decode step of {_at(row)} the products take {_ms(kind['measured_ms'])} against a floor of "
             f"{_ms(kind['floor_ms'])}: what dequantization costs beyond the reading, with launches and reductions, is "
             f"at most {_ms(over)}, {_percent(over / row['wall_ms'])} of the step."
         )

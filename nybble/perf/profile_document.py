@@ -17,15 +17,15 @@ from nybble.perf.roofline import Floor, Roofline, by_kind
 from nybble.perf.step_cost import KINDS, Kind, Work
 from nybble.perf.step_profile import PartTime, StepTimes
 
-OVERHEADS_BELOW = 0.5
-"""Share of the floor below which a measured step is bound by overheads: most of its time would remain if reading and
-computing were as fast as the machine allows, so neither decides how long it takes."""
+NEITHER_BELOW = 0.5
+"""Share of the floor below which neither reading nor computing binds a measured step: most of its time would remain on
+a machine of infinite rates. Overheads do: launches, the host, kernels that are slower than their rooflines."""
 FORMULAS = {
     "floor": "Σ over parts of max(bytes / read rate, operations / math rate)",
     "share": "a kind's part of the step's time",
     "of floor": "floor / measured: 100 % is the machine's limit",
-    "bound by": f"what most of the floor waits on; overheads (launches, the host, kernels below their rooflines) "
-    f"where the floor is less than {OVERHEADS_BELOW:.0%} of the step",
+    "bound by": "what most of the floor waits on; neither of them where the floor is less than "
+    f"{NEITHER_BELOW:.0%} of the step: overheads decide (launches, the host, kernels below their rooflines)",
     "host gaps": "a step's wall time during which the device had nothing of it to do",
     "crossover": "the batch from which computing the weights' products takes longer than reading the weights",
 }
@@ -65,7 +65,7 @@ def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times:
         "of_floor": None if times is None else floor_seconds / times.seconds,
         "bytes": sum(floor.part.num_bytes for floor in floors),
         "flops": sum(floor.part.flops for floor in floors),
-        "bound": "overheads" if floor_seconds < OVERHEADS_BELOW * seconds else bound,
+        "bound": "neither" if floor_seconds < NEITHER_BELOW * seconds else bound,
         "floor_bound": bound,
         "kinds": _kinds(parts, host, seconds),
         "parts": parts,

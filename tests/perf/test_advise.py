@@ -147,8 +147,9 @@ def test_more_streams_than_logits_have_room_for_wait(qwen: ModelShape) -> None:
 
 
 def test_a_request_too_long_is_refused(qwen: ModelShape) -> None:
-    with pytest.raises(ConfigError, match="a request of 20000 tokens does not fit: there is room for"):
+    with pytest.raises(ConfigError, match=r"a request of 20000 tokens does not fit: .*; 2 do: --num-devices 2"):
         advise(qwen, RTX, load(input_len=19_872), num_devices=1)
+    assert advise(qwen, RTX, load(input_len=19_872, concurrency=1), num_devices=2).num_devices == 2
 
 
 def test_a_request_longer_than_the_model_takes_is_not_one_for_more_devices(qwen: ModelShape) -> None:
