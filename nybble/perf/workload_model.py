@@ -32,9 +32,11 @@ PREFILL_SHARE = 0.87
 """Of the floor's rate that prefill reaches, dequantization apart."""
 CPU_READ_SHARE = 0.6
 CPU_MATH_SHARE = 0.8
+"""Of the rates of reading and of the 4-bit product that steps reach."""
 CPU_LAYER_SECONDS = 150e-6
 CPU_STEP_SECONDS = 300e-6
 CPU_FACTOR = 1.7
+"""By which steps may be off: those of a small model, where the fixed times are most of it."""
 SCRATCH_FROM = 256
 """Steps of more tokens write each layer's 4-bit weights as 16-bit ones first."""
 
