@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nybble.perf.machines import Machine
     from nybble.perf.refine import Tried
     from nybble.perf.setting import Setting
-    from nybble.perf.workload_model import Load
+    from nybble.perf.workload_model import Load, Outcome
 
 LOAD, MACHINE = "Load", "Machine"
 HERE = ("auto", "cpu", "cuda")
@@ -95,6 +95,8 @@ def advise(
     from nybble.commands.imports import ctrl_c_exits
 
     with ctrl_c_exits():
+        import torch
+
         from nybble.perf.advice import advise as find_advice
         from nybble.perf.machines import describe
         from nybble.perf.profiling import device_here, this_machine
@@ -104,7 +106,7 @@ def advise(
     if where == "cpu" and num_devices > 1:
         raise ConfigError(f"--num-devices {num_devices}: this machine's CPU is one device; name a GPU with --device")
     if device in HERE:
-        machine = this_machine(where)
+        machine = this_machine(where, torch.bfloat16 if where == "cpu" else torch.float16)
     else:
         machine = describe(device, memory_gb=memory_gb, read_gb_s=read_gb_s, tflops=tflops, link_gb_s=link_gb_s)
     advice = find_advice(shape, machine, load, num_devices, on_gpu=where == "cuda")
@@ -112,12 +114,12 @@ def advise(
     console = make_console()
     if measure:
         settings, tried = _refine(model, synthetic, where, advice, load, num_prompts, repeats)
-    _show(advice, settings, tried, machine, load, model or "MODEL", console, where == "cuda")
+    _show(advice, settings, tried, machine, load, model, synthetic, console, where == "cuda")
     document = _document(advice, settings, tried, machine, load, model or synthetic)
     if output is not None:
         _write(document, output)
     last = {"benchmark": "advise", "settings": {s.name: s.value for s in settings}, "notes": advice.notes}
-    last["expected"] = document["expected"]
+    last |= {name: document[name] for name in ("expected", "measured")}
     print(json.dumps({**last, "output": None if output is None else str(output)}, ensure_ascii=False), flush=True)
 
 
@@ -172,13 +174,28 @@ def _tried_words(tried: Tried, load: Load) -> str:
     kept = (
         ""
         if load.ttft_ms is None and load.tpot_ms is None
-        else f", keeps {'' if tried.keeps(load) else 'not '}the objectives"
+        else f", {'keeps' if tried.keeps(load) else 'does not keep'} the objectives"
     )
     return (
         f"tried {settings}: {tried.output_tok_s:,.1f} tok/s, "
         f"TTFT {trial.ttft_ms:.1f} ms (90 %: {trial.ttft_p90_ms:.1f}), "
-        f"TPOT {trial.tpot_ms:.2f} ms (90 %: {trial.tpot_p90_ms:.2f}){kept}"
+        f"TPOT {trial.tpot_ms:.2f} ms (90 %: {trial.tpot_p90_ms:.2f}){kept}; {tried.verdict}"
     )
+
+
+def _measured_words(measured: dict[str, float], expected: Outcome, load: Load) -> str:
+    """How far the model is off."""
+    text = (
+        f"measured with these settings: {measured['output_tok_s']:,.1f} tok/s, TTFT {measured['ttft_ms']:.1f} ms, "
+        f"TPOT {measured['tpot_ms']:.2f} ms"
+    )
+    if load.request_rate is not None:
+        return (
+            f"{text}; {measured['requests_per_second']:.3g} requests a second, the last ones' end included, of the "
+            f"{load.request_rate:g} that came"
+        )
+    share = measured["output_tok_s"] / expected.output_tok_s
+    return f"{text}; {share:.2f} of the tok/s expected: take the other rows for no more certain"
 
 
 def _show(
@@ -187,48 +204,69 @@ def _show(
     tried: list[Tried],
     machine: Machine,
     load: Load,
-    model: str,
+    model: str | None,
+    synthetic: str | None,
     console: Console,
     on_gpu: bool,
 ) -> None:
     from nybble.perf.setting import serve_command
+    from nybble.perf.workload_model import CPU_FACTOR
 
     what = f"{load.concurrency} at once" if load.concurrency else f"{load.request_rate:g} requests a second"
     devices = f"{advice.num_devices} × " if advice.num_devices > 1 else ""
     console.print(
-        f"{model} on {devices}{machine.name}: {what}, {load.input_len} + {load.output_len} tokens\n", soft_wrap=True
+        f"{model or synthetic} on {devices}{machine.name}: {what}, {load.input_len} + {load.output_len} tokens\n",
+        soft_wrap=True,
     )
     for setting in settings:
         console.print(f"{setting.name}  [bold]{setting.value}[/]\n    {setting.why}", soft_wrap=True)
     console.print()
-    show_rows_of(_by_seqs(advice, on_gpu), console)
+    num_seqs = next(setting.value for setting in settings if setting.name == "max_num_seqs")
+    show_rows_of(_by_seqs(advice, num_seqs), console)
     if on_gpu:
         words = (
             "limit: the roofline; expected: as nybble came to it on an H100 (reading, computing and launches in turn)"
         )
     else:
-        words = "limit: the roofline, which a CPU stays far below; --measure says by how much"
+        words = (
+            "limit: the roofline, which a CPU stays far below; expected: from this CPU's rates as measured now, on the "
+            f"CPU that it was set by within a factor of {CPU_FACTOR:g}; --measure says how far off it is here"
+        )
     console.print(f"[dim]{words}[/]\n")
     for note in advice.notes:
         console.print(f"note: {note}", soft_wrap=True)
     for each in tried:
         console.print(_tried_words(each, load), soft_wrap=True)
-    console.print(serve_command(model, settings, on_gpu=on_gpu), soft_wrap=True, markup=False)
+    if tried:
+        measured = _measured(settings, tried, load)
+        console.print(_measured_words(measured, advice.of(num_seqs)[0], load), soft_wrap=True)
+    console.print(serve_command(model or "MODEL", settings, on_gpu=on_gpu), soft_wrap=True, markup=False)
 
 
-def _by_seqs(advice: Advice, on_gpu: bool) -> list[list[str]]:
+def _measured(settings: list[Setting], tried: list[Tried], load: Load) -> dict[str, float]:
+    """Medians of the repeats with the settings that were chosen."""
+    from statistics import median
+
+    from nybble.perf.refine import chosen
+
+    trials = chosen(settings, tried).trials
+    found = {name: median(getattr(t, name) for t in trials) for name in ("output_tok_s", "tpot_ms", "ttft_ms")}
+    return {**found, "requests_per_second": found["output_tok_s"] / load.output_len}
+
+
+def _by_seqs(advice: Advice, recommended: int) -> list[list[str]]:
     """Other numbers of sequences at once; the first row is the head."""
-    head = ["at once", "limit tok/s", *(["expected tok/s", "TPOT ms", "TTFT ms"] if on_gpu else []), "KV memory", ""]
-    rows = [head]
+    rows = [["at once", "limit tok/s", "expected tok/s", "TPOT ms", "TTFT ms", "KV memory", ""]]
     for outcome, limit, fits in advice.by_seqs:
-        expected = [f"{outcome.output_tok_s:,.0f}", f"{outcome.tpot_ms:.1f}", f"{outcome.ttft_ms:.0f}"]
         rows.append(
             [
                 str(outcome.num_seqs),
                 f"{limit.output_tok_s:,.0f}",
-                *(expected if on_gpu else []),
+                f"{outcome.output_tok_s:,.0f}",
+                f"{outcome.tpot_ms:.1f}",
+                f"{outcome.ttft_ms:.0f}",
                 "fits" if fits else "too small",
-                "← recommended" if outcome.num_seqs == advice.value("max_num_seqs") else "",
+                "← recommended" if outcome.num_seqs == recommended else "",
             ]
         )
     return rows
@@ -238,7 +276,8 @@ def _document(
     advice: Advice, settings: list[Setting], tried: list[Tried], machine: Machine, load: Load, model: str | None
 ) -> dict[str, Any]:
     from nybble.bench.environment import environment
-    from nybble.perf.workload_model import Outcome
+
+    expected, limit = advice.of(next(setting.value for setting in settings if setting.name == "max_num_seqs"))
 
     def told(outcome: Outcome) -> dict[str, float]:
         return {
@@ -254,8 +293,9 @@ def _document(
         "load": asdict(load),
         "num_devices": advice.num_devices,
         "settings": [asdict(setting) for setting in settings],
-        "expected": told(advice.expected),
-        "limit": told(advice.limit),
+        "expected": told(expected),
+        "limit": told(limit),
+        "measured": _measured(settings, tried, load) if tried else None,
         "memory": {**asdict(advice.memory), "most_kv_tokens": advice.memory.most_kv_tokens},
         "by_seqs": [{"expected": told(o), "limit": told(limit), "fits": fits} for o, limit, fits in advice.by_seqs],
         "tried": [asdict(each) for each in tried],

@@ -61,7 +61,9 @@ def profile(
     batch_sizes: Annotated[
         str, typer.Option(help="Sequences in a decode step, e.g. 1,4,16.", rich_help_panel=STEPS)
     ] = "1,4,16",
-    context_len: Annotated[int, typer.Option(help="Tokens each of them sees.", rich_help_panel=STEPS, min=2)] = 1024,
+    context_len: Annotated[
+        str, typer.Option(help="Tokens each of them sees, e.g. 1024,4096: each batch at each.", rich_help_panel=STEPS)
+    ] = "1024",
     prefill_len: Annotated[
         int | None,
         typer.Option(
@@ -99,13 +101,17 @@ def profile(
     *,
     engine: dict[str, Any],
 ) -> None:
-    """Where a step's time goes, by batch size: weight products, dequantization, attention, norms, sampling, KV writes,
-    communication, the host; each against its roofline, whose ceilings are measured in the same run.
+    """Where a step's time goes, by batch size and context: weight products, dequantization, attention, norms,
+    sampling, KV writes, communication, the host; each against its roofline, whose ceilings are measured in the
+    same run.
 
     With --dry-run the roofline alone, for any model's config.json on any machine of a small table. The last line of
     standard output is JSON.
     """
-    batches = flags.parse_counts("--batch-sizes", batch_sizes)
+    batches = sorted(flags.parse_counts("--batch-sizes", batch_sizes))
+    context_lens = sorted(flags.parse_counts("--context-len", context_len))
+    if context_lens[0] < 2:
+        raise ConfigError(f"--context-len {context_len}: must be at least 2, the new token and one that it sees")
     flags.check_model(model, synthetic)
     flags.check_repeats(repeats)
     described = {"--memory-gb": memory_gb, "--read-gb-s": read_gb_s, "--tflops": tflops, "--link-gb-s": link_gb_s}
@@ -120,7 +126,8 @@ def profile(
     settings = {
         "model": model or synthetic,
         "batch_sizes": batches,
-        "context_len": context_len,
+        "context_len": context_lens[-1],  # what is said of larger batches is said of it
+        "context_lens": context_lens,
         "dry_run": dry_run,
         "device": device,
         "num_devices": num_devices,
@@ -140,7 +147,7 @@ def profile(
             name = min(unused).replace("_", "-")
             raise ConfigError(f"--{name} is a setting of an engine, and --dry-run makes none")
         shape = read_shape(model, synthetic, **engine)
-        document = dry_profile(shape, machine, num_devices, batches, context_len, prefill_len, settings)
+        document = dry_profile(shape, machine, num_devices, batches, context_lens, prefill_len, settings)
     else:
         engine = {**engine, "device": device, "enable_prefix_caching": False}
         document = measured_profile(
@@ -148,7 +155,7 @@ def profile(
             synthetic,
             engine,
             batches,
-            context_len,
+            context_lens,
             prefill_len,
             num_steps=steps,
             repeats=repeats,
@@ -157,6 +164,8 @@ def profile(
             show_bar=flags.is_terminal(),
         )
     _show(document, console, explain)
+    for warning in document["warnings"]:
+        warn(warning)
     if any((row["of_floor"] or 0) > 1.05 for row in document["steps"]):
         warn("a step was faster than its floor: the machine was busy while its ceilings were measured; run it again")
     if out is not None:

@@ -3,6 +3,9 @@
     read_bytes_per_second = bytes of a buffer far larger than the caches / time of reading it once
     flops_per_second = 2·n³ / time of an n × n by n × n product
 
+A CPU has no one rate of arithmetic: the instructions that a library uses decide. There the ceiling is the fastest of
+torch's products, in fp32 and in the engine's type, and nybble's own of 4 bits; else a step could outrun its roofline.
+
 The median of ten times on a GPU, which is nybble's alone; the least of many on a CPU, which others only ever slow.
 
 Reading alone, as decoding reads weights: a copy is slower. Measure them in the run whose figures they are to judge, for
@@ -20,16 +23,18 @@ from functools import partial
 
 import torch
 
-from nybble.kernels import triton
-from nybble.kernels.op import Cost
+from nybble.kernels import int4_linear, triton
+from nybble.kernels.check import prepare, sizes_of
+from nybble.kernels.op import Cost, Spec, bind
 
 GPU_READ_BYTES = 4 << 30
 CPU_READ_BYTES = 512 << 20
 PROGRAMS_PER_PROCESSOR = (4, 8)  # 528 and 1056 on an H200; the better one counts
 GPU_MATMUL_SIZE = 8192
 CPU_MATMUL_SIZE = 1536
+INT4_GROUP = 128
 REPEATS = 10  # on a GPU
-CPU_SECONDS = 1.0  # for each of the two: long enough to meet a moment when neighbours are quiet
+CPU_SECONDS = 1.0  # for each of up to four: long enough to meet a moment when neighbours are quiet
 PATTERN = 1 << 20  # random elements that a buffer repeats: what is read does not matter, as long as it is no constant
 
 
@@ -39,6 +44,7 @@ class Ceilings:
     flops_per_second: float
     dtype: str  # that was multiplied
     how: str
+    int4_flops_per_second: float | None = None  # of nybble's own 4-bit product, on a CPU
 
     def seconds(self, cost: Cost) -> float:
         """The roofline: the least time in which so much can be read and computed."""
@@ -46,17 +52,17 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Takes one second, on a CPU two, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
+    """Takes a second, on a CPU up to four, and 4 GiB of a GPU's memory or an eighth of what is free, whichever is less.
 
     Args:
-        dtype: of the matrices on a GPU. A CPU multiplies fp32: that is what nybble's CPU kernels compute in.
+        dtype: that an engine computes in: of the matrices.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
             ceilings = _measure_gpu(device, dtype)
             torch.cuda.empty_cache()
         return ceilings
-    return _measure_cpu()
+    return _measure_cpu(dtype)
 
 
 def _measure_gpu(device: torch.device, dtype: torch.dtype) -> Ceilings:
@@ -68,8 +74,7 @@ def _measure_gpu(device: torch.device, dtype: torch.dtype) -> Ceilings:
     del source
     n = GPU_MATMUL_SIZE
     flops = 2 * n**3 / median_seconds(_product(n, dtype, device), device)
-    name = str(dtype).removeprefix("torch.")
-    return Ceilings(read, flops, name, f"{text}; {n}³ product in {name}; medians of {REPEATS}")
+    return Ceilings(read, flops, _name(dtype), f"{text}; {n}³ product in {_name(dtype)}; medians of {REPEATS}")
 
 
 def _read_times(source: torch.Tensor, device: torch.device) -> list[tuple[float, str]]:
@@ -86,17 +91,27 @@ def _read_times(source: torch.Tensor, device: torch.device) -> list[tuple[float,
     return times
 
 
-def _measure_cpu() -> Ceilings:
+def _measure_cpu(dtype: torch.dtype) -> Ceilings:
     device = torch.device("cpu")
     source = _buffer(CPU_READ_BYTES, device).view(torch.float32)  # sums of floats use the widest loads
     read = source.nbytes / _least_seconds(lambda: source.sum())
     n = CPU_MATMUL_SIZE
-    flops = 2 * n**3 / _least_seconds(_product(n, torch.float32, device))
+    types = list(dict.fromkeys((torch.float32, dtype)))
+    products = {("torch's", each): _product(n, each, device) for each in types}
+    products["nybble's int4", dtype] = _int4_product(n, dtype, device)
+    rates = {name: 2 * n**3 / _least_seconds(product) for name, product in products.items()}
+    (fastest, fastest_dtype), *others = sorted(rates, key=lambda name: -rates[name])
+    flops = rates[fastest, fastest_dtype]
+    slower = ", ".join(f"{who} in {_name(each)} {rates[who, each] / 1e12:.3g} TFLOP/s" for who, each in others)
     how = (
-        f"{source.nbytes / 1e9:.2f} GB summed by {torch.get_num_threads()} threads; {n}³ product in float32; "
-        f"best of {CPU_SECONDS:g} s each"
+        f"{source.nbytes / 1e9:.2f} GB summed by {torch.get_num_threads()} threads; the fastest {n}³ product, "
+        f"{fastest} in {_name(fastest_dtype)} (slower: {slower}); best of {CPU_SECONDS:g} s each"
     )
-    return Ceilings(read, flops, "float32", how)
+    return Ceilings(read, flops, _name(fastest_dtype), how, rates["nybble's int4", dtype])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
@@ -109,6 +124,15 @@ def _product(n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], o
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out)
+
+
+def _int4_product(n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    """By the kernel that a model would bind."""
+    case = int4_linear.Case(n, n, n, INT4_GROUP)
+    impl = bind(int4_linear.OP, Spec(device=device, dtype=dtype, sizes=sizes_of(case)))
+    arguments = case.arguments(device, dtype, torch.Generator(device).manual_seed(0))
+    prepare(impl, case, arguments)
+    return partial(impl.launch, *arguments.values())
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -12,6 +12,10 @@ from nybble.core.sampling import SamplingParams
 from nybble.llm import LLM
 
 
+class KVMemoryError(ConfigError):
+    """A batch's keys and values do not fit in the engine's cache."""
+
+
 def steps_ahead(batch: int, prompt_len: int, max_num_batched_tokens: int) -> int:
     """Most steps that the first of a batch runs before the last has its prompt behind it, and a few to spare."""
     room = max(1, max_num_batched_tokens - batch)  # for prompts, in a step where all others decode already
@@ -34,7 +38,8 @@ def decoding(llm: LLM, batch: int, prompt_len: int, num_steps: int) -> Iterator[
         num_steps: that are to be run.
 
     Raises:
-        ConfigError: max_model_len or the KV cache is too small for it.
+        ConfigError: max_model_len is too small for it.
+        KVMemoryError: the KV cache is.
     """
     engine, config = llm.engine, llm.config
     max_tokens = num_steps + steps_ahead(batch, prompt_len, config.max_num_batched_tokens)
@@ -44,6 +49,12 @@ def decoding(llm: LLM, batch: int, prompt_len: int, num_steps: int) -> Iterator[
             f"is {config.max_model_len}: lower --context-len"
         )
     requests = [random_request(llm, f"sequence {index}", prompt_len, max_tokens) for index in range(batch)]
+    too_large = KVMemoryError(
+        f"a batch of {batch} with {prompt_len + max_tokens} tokens each does not fit in the KV cache of "
+        f"{llm.report.num_kv_tokens}: lower --batch-sizes or --context-len, or give more KV memory"
+    )
+    if batch * (prompt_len + num_steps) > llm.report.num_kv_tokens:  # else preemptions would take turns for long
+        raise too_large
     num_preemptions = engine.stats.num_preemptions
     try:
         for request in requests:
@@ -53,10 +64,7 @@ def decoding(llm: LLM, batch: int, prompt_len: int, num_steps: int) -> Iterator[
             waiting -= {delta.request_id for delta in engine.step() if delta.token_ids}
         stats = engine.stats
         if stats.num_running < batch or stats.num_preemptions > num_preemptions:
-            raise ConfigError(
-                f"a batch of {batch} with {prompt_len + max_tokens} tokens each does not fit in the KV cache of "
-                f"{llm.report.num_kv_tokens}: lower --batch-sizes or --context-len, or give more KV memory"
-            )
+            raise too_large
         yield
     finally:
         for request in requests:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nybble.perf.profile_document import share_of
+from nybble.perf.step_cost import Kind
 
 Document = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -31,6 +32,14 @@ def _decode(document: Document) -> list[Row]:
     return [row for row in document["steps"] if row["step"] == "decode"]
 
 
+def _by_context(document: Document) -> dict[int, list[Row]]:
+    """The decode steps of each context, the smallest batch first."""
+    found: dict[int, list[Row]] = {}
+    for row in _decode(document):
+        found.setdefault(row["context_len"], []).append(row)
+    return found
+
+
 def _prefill(document: Document) -> list[Row]:
     return [row for row in document["steps"] if row["step"] == "prefill"]
 
@@ -40,9 +49,7 @@ def _times(document: Document) -> Iterator[str]:
         shares = sorted(row["kinds"], key=lambda kind: -kind["share"])
         most = ", ".join(f"{kind['kind']} {_percent(kind['share'])}" for kind in shares if kind["share"] >= 0.01)
         what = (
-            f"A decode step of {row['batch']} at {row['context_len']:,} tokens of context"
-            if row["step"] == "decode"
-            else f"A prefill step of {row['tokens']:,} tokens"
+            f"A decode step of {_at(row)}" if row["step"] == "decode" else f"A prefill step of {row['tokens']:,} tokens"
         )
         if row["wall_ms"] is None:
             limit = f"{row['limit_tok_s']:,.0f} tok/s at the most"
@@ -52,21 +59,21 @@ def _times(document: Document) -> Iterator[str]:
                 f"{what} takes {_ms(row['wall_ms'])} ({row['tok_s']:,.0f} tok/s): {most}. The floor is "
                 f"{_ms(row['floor_ms'])}: the step reaches {_percent(row['of_floor'])} of what the machine allows."
             )
-    decode = _decode(document)
-    if len(decode) > 1:
-        first, last = decode[0], decode[-1]
+    for rows in _by_context(document).values():
+        first, last = rows[0], rows[-1]
         risen = max(first["kinds"], key=lambda kind: share_of(last, kind["kind"]) - kind["share"])["kind"]
         gain = share_of(last, risen) - share_of(first, risen)
         if gain > 0.01:
             yield (
-                f"From batch {first['batch']} to {last['batch']} what grows most is {risen}: from "
-                f"{_percent(share_of(first, risen))} to {_percent(share_of(last, risen))} of the step."
+                f"From batch {first['batch']} to {last['batch']} at {first['context_len']:,} tokens of context what "
+                f"grows most is {risen}: from {_percent(share_of(first, risen))} to {_percent(share_of(last, risen))} "
+                "of the step."
             )
 
 
 def _bounds(document: Document) -> Iterator[str]:
     machine = document["machine"]
-    source = "measured" if machine["is_measured"] else "what programs reach of its data sheet"
+    source = f"measured: {machine['how']}" if machine["is_measured"] else "what programs reach of its data sheet"
     yield (
         f"The machine reads {machine['read_bytes_per_second'] / 1e12:.3g} TB/s and computes "
         f"{machine['flops_per_second'] / 1e12:.3g} TFLOP/s ({source})."
@@ -88,12 +95,26 @@ def _bounds(document: Document) -> Iterator[str]:
         rate = row["bytes"] / ((row["wall_ms"] or row["floor_ms"]) * 1e-3)
         math = row["flops"] / ((row["wall_ms"] or row["floor_ms"]) * 1e-3)
         if row["wall_ms"] is not None:
-            name = f"Batch {row['batch']}" if row["step"] == "decode" else f"Prefill of {row['tokens']:,} tokens"
-            yield (
-                f"{name} is bound by {_bound(row['bound'])}: it uses "
-                f"{_percent(rate / machine['read_bytes_per_second'])} of the read rate and "
-                f"{_percent(math / machine['flops_per_second'])} of the arithmetic."
+            name = _at(row).capitalize() if row["step"] == "decode" else f"Prefill of {row['tokens']:,} tokens"
+            used = (
+                f"it uses {_percent(rate / machine['read_bytes_per_second'])} of the read rate and "
+                f"{_percent(math / machine['flops_per_second'])} of the arithmetic"
             )
+            if row["bound"] == "neither":
+                yield f"{name} is bound by neither memory nor arithmetic: {used}. {_overheads(row)}"
+            else:
+                yield f"{name} is bound by {_bound(row['bound'])}: {used}."
+
+
+def _overheads(row: Row) -> str:
+    """What a step takes beyond its floor, by the three kinds that take most of it."""
+    over = {kind["kind"]: (kind["measured_ms"] or 0.0) - kind["floor_ms"] for kind in row["kinds"]}
+    most = sorted(over, key=lambda kind: -over[kind])[:3]
+    listed = ", ".join(f"{kind} {_ms(over[kind])}" for kind in most if over[kind] > 0)
+    return (
+        f"Of {_ms(row['wall_ms'])} {_ms(row['wall_ms'] - row['floor_ms'])} lie above the floor: overheads "
+        f"(launches, the host, kernels below their rooflines), most of them in {listed}."
+    )
 
 
 def _dequantization(document: Document) -> Iterator[str]:
@@ -115,7 +136,7 @@ def _dequantization(document: Document) -> Iterator[str]:
             continue
         over = max(0.0, kind["measured_ms"] - kind["floor_ms"])
         yield (
-            f"At batch {row['batch']} the products take {_ms(kind['measured_ms'])} against a floor of "
+            f"In a decode step of {_at(row)} the products take {_ms(kind['measured_ms'])} against a floor of "
             f"{_ms(kind['floor_ms'])}: what dequantization costs beyond the reading, with launches and reductions, is "
             f"at most {_ms(over)}, {_percent(over / row['wall_ms'])} of the step."
         )
@@ -132,11 +153,15 @@ def _kv_memory(document: Document) -> Iterator[str]:
         f"A token keeps {per_token:,} bytes of keys and values on a device; there is room for "
         f"{capacity['kv_tokens']:,} tokens ({capacity['source']})."
     )
-    for length in sorted({row["context_len"] for row in decode}):
+    by_context = _by_context(document)
+    for length in by_context:
         yield f"That is {capacity['kv_tokens'] // length:,} sequences of {length:,}."
-    shares = [(row["batch"], share_of(row, "attention")) for row in decode]
-    if shares:
-        listed = ", ".join(f"{_percent(share)} at batch {batch}" for batch, share in shares)
+    yield from (f"{warning[0].upper()}{warning[1:]}." for warning in document["warnings"])
+    if decode:
+        listed = "; ".join(
+            f"at {length:,} tokens of context {_listed_shares(rows, 'attention')}"
+            for length, rows in by_context.items()
+        )
         last, narrow = decode[-1], document["eight_bit_kv"]
         spared = narrow["spared_ms"]
         gain = (
@@ -146,9 +171,13 @@ def _kv_memory(document: Document) -> Iterator[str]:
             else "not make attention faster, which is bound by arithmetic,"
         )
         yield (
-            f"Reading them is attention's work, which no batch shares: {listed} of the step. At 8 bits the cache would "
-            f"hold {narrow['times_as_many_tokens']} times as many tokens and {gain} at batch {last['batch']}."
+            f"Reading them is attention's work, which no batch shares; of the step it takes {listed}. At 8 bits the "
+            f"cache would hold {narrow['times_as_many_tokens']} times as many tokens and {gain} at {_at(last)}."
         )
+
+
+def _listed_shares(rows: list[Row], kind: Kind) -> str:
+    return ", ".join(f"{_percent(share_of(row, kind))} at batch {row['batch']}" for row in rows)
 
 
 def _communication(document: Document) -> Iterator[str]:
@@ -159,7 +188,8 @@ def _communication(document: Document) -> Iterator[str]:
     listed = "; ".join(_split_words(rows, number) for number in sorted({row["num_devices"] for row in rows}))
     yield (
         f"Over a link of {link / 1e9:.0f} GB/s, with {document['machine']['link_seconds'] * 1e6:.0f} µs for each "
-        f"exchange (both assumed, not measured), tensor parallel would spend at the least {listed}."
+        f"exchange (both assumed, not measured), tensor parallel would spend at the least, at "
+        f"{rows[0]['context_len']:,} tokens of context, {listed}."
     )
 
 
@@ -180,9 +210,13 @@ def _larger(document: Document) -> Iterator[str]:
         )
         fits = "" if row["fits"] else "; its sequences do not fit in KV memory"
         yield (
-            f"Batch {row['batch']}: at most {row['limit_tok_s']:,.0f} tok/s{expected} "
+            f"{_at(row).capitalize()}: at most {row['limit_tok_s']:,.0f} tok/s{expected} "
             f"({row['gain_over_half']:.2f}× the limit of half the batch){fits}."
         )
+
+
+def _at(row: Row) -> str:
+    return f"batch {row['batch']} at {row['context_len']:,} tokens of context"
 
 
 def _bound(bound: str) -> str:

@@ -33,6 +33,7 @@ class Machine:
     link_seconds: float = 0.0  # the least that one all-reduce takes
     is_measured: bool = False
     how: str = ""  # the rates were measured
+    int4_flops_per_second: float | None = None  # of nybble's own 4-bit product, which a CPU is slower at; None: a GPU
 
     def sustained(self) -> Machine:
         """With the shares of the data sheet's rates that programs reach; measured rates stay."""

@@ -17,10 +17,15 @@ from nybble.perf.roofline import Floor, Roofline, by_kind
 from nybble.perf.step_cost import KINDS, Kind, Work
 from nybble.perf.step_profile import PartTime, StepTimes
 
+NEITHER_BELOW = 0.5
+"""Share of the floor below which neither reading nor computing binds a measured step: most of its time would remain on
+a machine of infinite rates. Overheads do: launches, the host, kernels that are slower than their rooflines."""
 FORMULAS = {
     "floor": "Σ over parts of max(bytes / read rate, operations / math rate)",
     "share": "a kind's part of the step's time",
     "of floor": "floor / measured: 100 % is the machine's limit",
+    "bound by": "what most of the floor waits on; neither of them where the floor is less than "
+    f"{NEITHER_BELOW:.0%} of the step: overheads decide (launches, the host, kernels below their rooflines)",
     "host gaps": "a step's wall time during which the device had nothing of it to do",
     "crossover": "the batch from which computing the weights' products takes longer than reading the weights",
 }
@@ -46,6 +51,7 @@ def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times:
     for floor in floors:
         bound_seconds[floor.bound] += floor.seconds
     tokens = work.num_sequences if name == "decode" else work.num_tokens
+    bound = max(bound_seconds, key=lambda bound: bound_seconds[bound])
     return {
         "step": name,
         "batch": work.num_sequences,
@@ -59,7 +65,8 @@ def step_row(name: str, work: Work, context_len: int, roofline: Roofline, times:
         "of_floor": None if times is None else floor_seconds / times.seconds,
         "bytes": sum(floor.part.num_bytes for floor in floors),
         "flops": sum(floor.part.flops for floor in floors),
-        "bound": max(bound_seconds, key=lambda bound: bound_seconds[bound]),
+        "bound": "neither" if floor_seconds < NEITHER_BELOW * seconds else bound,
+        "floor_bound": bound,
         "kinds": _kinds(parts, host, seconds),
         "parts": parts,
     }
@@ -136,7 +143,7 @@ def larger_batches(rows: Sequence[Mapping[str, Any]], roofline: Roofline, capaci
     decode = [row for row in rows if row["step"] == "decode"]
     if not decode:
         return []
-    last = max(decode, key=lambda row: row["batch"])
+    last = max(decode, key=lambda row: (row["batch"], row["context_len"]))
     found = []
     for factor in (2, 4, 8):
         batch, context_len = last["batch"] * factor, last["context_len"]
@@ -181,6 +188,7 @@ def communication_rows(whole: Roofline, batches: Sequence[int], context_len: int
                 {
                     "num_devices": devices,
                     "batch": batch,
+                    "context_len": context_len,
                     "floor_ms": total * 1e3,
                     "communication_ms": link * 1e3,
                     "share": link / total,
@@ -198,16 +206,18 @@ def make_document(
     rows: Sequence[Mapping[str, Any]],
     capacity: Capacity,
     facts: Mapping[str, Any],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that is shown.
 
     Args:
         whole: the model on one device; `roofline` as it is run, which differs in tensor parallel.
         facts: more that belongs at the top.
+        warnings: where the rows are not all that was asked for.
     """
     shape = roofline.shape
     decode = [row for row in rows if row["step"] == "decode"]
-    batches = [row["batch"] for row in decode]
+    batches = sorted({row["batch"] for row in decode})
     context_len = max((row["context_len"] for row in decode), default=1)
     dequantize = roofline.dequantize_seconds()
     document = {
@@ -229,6 +239,7 @@ def make_document(
         "capacity": asdict(capacity),
         "eight_bit_kv": eight_bit_kv(decode[-1], roofline) if decode else None,
         **facts,
+        "warnings": warnings,
         "steps": rows,
         "larger_batches": larger_batches(rows, roofline, capacity),
         "communication": []
@@ -242,3 +253,9 @@ def make_document(
 def share_of(row: Mapping[str, Any], kind: Kind) -> float:
     """A kind's share of a step; 0 where it has none."""
     return next((each["share"] for each in row["kinds"] if each["kind"] == kind), 0.0)
+
+
+def step_name(row: Mapping[str, Any]) -> str:
+    if row["step"] == "decode":
+        return f"decode {row['batch']} at {row['context_len']:,}"
+    return f"prefill {row['tokens']:,}"

@@ -13,11 +13,28 @@ PREFILL_TOKENS = {"cuda": 2048, "cpu": 256}
 """Of a prefill step, where nobody says."""
 
 
+def measurable(engine: Mapping[str, Any], batches: Sequence[int]) -> tuple[list[int], list[str]]:
+    """The batch sizes that a step may have by the settings that were given, and a warning of each other.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kept, warnings = list(batches), []
+    for name in ("max_num_seqs", "max_num_batched_tokens"):
+        most = engine.get(name)
+        for batch in [batch for batch in kept if most is not None and batch > most]:
+            kept.remove(batch)
+            warnings.append(f"--batch-sizes {batch}: more than --{name.replace('_', '-')} {most} lets into a step")
+    if not kept:
+        raise ConfigError(warnings[0])
+    return kept, [f"{warning}: not measured" for warning in warnings]
+
+
 def profile_engine(
     engine: Mapping[str, Any],
     resolved: ResolvedConfig,
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int | None,
     total_steps: int,
 ) -> tuple[dict[str, Any], int]:
@@ -25,6 +42,7 @@ def profile_engine(
 
     Args:
         engine: settings that were given; `resolved`: what they come to for the model.
+        batches: `measurable` ones.
         prefill_len: 0: no prefill step; None: PREFILL_TOKENS, or as many as the model and a step take.
         total_steps: that each batch decodes.
 
@@ -32,19 +50,18 @@ def profile_engine(
         ConfigError: what is to be measured contradicts the settings, or is more than the model takes.
     """
     largest, positions = max(batches), resolved.max_model_len
-    most_seqs, most_tokens = engine.get("max_num_seqs"), engine.get("max_num_batched_tokens")
+    most_tokens = engine.get("max_num_batched_tokens")
     if prefill_len is None:
         prefill_len = min(PREFILL_TOKENS[resolved.device], resolved.max_num_batched_tokens, positions - 1)
-    if most_seqs is not None and most_seqs < largest:
-        raise ConfigError(f"--batch-sizes {largest}: more sequences than --max-num-seqs {most_seqs} lets into a step")
-    for flag, tokens in (("--batch-sizes", largest), ("--prefill-len", prefill_len)):
-        if most_tokens is not None and most_tokens < tokens:
-            raise ConfigError(f"{flag} {tokens}: more than --max-num-batched-tokens {most_tokens} lets into a step")
+    if most_tokens is not None and most_tokens < prefill_len:
+        raise ConfigError(
+            f"--prefill-len {prefill_len}: more than --max-num-batched-tokens {most_tokens} lets into a step"
+        )
     budget = most_tokens or max(resolved.max_num_batched_tokens, largest, prefill_len)
-    longest = max(tokens_needed(batch, context_len, total_steps, budget) for batch in batches)
+    longest = max(tokens_needed(batch, max(context_lens), total_steps, budget) for batch in batches)
     if longest > positions:
         raise ConfigError(
-            f"--context-len {context_len}: sequences grow to {longest} tokens while they are measured, and "
+            f"--context-len {max(context_lens)}: sequences grow to {longest} tokens while they are measured, and "
             f"max_model_len is {positions}; lower it, or --batch-sizes, --steps or --repeats"
         )
     if prefill_len >= positions:

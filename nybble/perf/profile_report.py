@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nybble.perf.explain import explain
+from nybble.perf.profile_document import step_name
 
 Table = list[list[str]]
 
@@ -36,7 +37,7 @@ def kinds_table(document: Mapping[str, Any]) -> Table:
     steps = document["steps"]
     is_measured = any(row["wall_ms"] is not None for row in steps)
     kinds = list(dict.fromkeys(kind["kind"] for row in steps for kind in row["kinds"]))
-    table = [["", *(_step_name(row) for row in steps)]]
+    table = [["", *(step_name(row) for row in steps)]]
     for kind in kinds:
         line = [kind]
         for row in steps:
@@ -77,7 +78,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     texts += ["## Steps", markdown_table(steps_table(document)), markdown_table(kinds_table(document))]
     texts += [explain(document).strip()]
     for row in document["steps"]:
-        texts += [f"## Parts: {_step_name(row)}", markdown_table(parts_table(row))]
+        texts += [f"## Parts: {step_name(row)}", markdown_table(parts_table(row))]
     texts += ["## How to read it", "\n".join(f"- **{name}**: {text}" for name, text in document["formulas"].items())]
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     texts += [
@@ -91,10 +92,6 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
     head, *rows = ["| " + " | ".join(row) + " |" for row in table]
     rule = "|" + "---|" + "--:|" * (len(table[0]) - 1)
     return "\n".join([head, rule, *rows])
-
-
-def _step_name(row: Mapping[str, Any]) -> str:
-    return f"decode {row['batch']}" if row["step"] == "decode" else f"prefill {row['tokens']:,}"
 
 
 def _kind_cell(kind: Mapping[str, Any], is_measured: bool) -> str:

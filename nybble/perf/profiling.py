@@ -14,16 +14,17 @@ from nybble.core import machine as host
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
 from nybble.perf.ceilings import Ceilings, measure_ceilings
+from nybble.perf.decoding import KVMemoryError
 from nybble.perf.intervals import Interval, write_trace
 from nybble.perf.located import located
 from nybble.perf.machines import Machine, check_link, in_table
 from nybble.perf.memory_model import plan_memory
 from nybble.perf.model_shape import ModelShape, read_checkpoint
-from nybble.perf.profile_document import Capacity, make_document, step_row
-from nybble.perf.profile_engine import PREFILL_TOKENS, profile_engine
+from nybble.perf.profile_document import Capacity, make_document, step_name, step_row
+from nybble.perf.profile_engine import PREFILL_TOKENS, measurable, profile_engine
 from nybble.perf.roofline import Roofline
 from nybble.perf.step_cost import Work
-from nybble.perf.step_profile import StepProfiler, StepTimes, steps_needed
+from nybble.perf.step_profile import StepProfiler, StepTimes, prompt_len_for, steps_needed
 from nybble.progress import Progress
 
 PLANNED_UTILIZATION = 0.9
@@ -35,11 +36,11 @@ def dry_profile(
     machine: Machine,
     num_devices: int,
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The roofline of each step, from config.json and the machine's table entry.
+    """The roofline of each step, at each context each batch, from config.json and the machine's table entry.
 
     Args:
         prefill_len: 0: no prefill step; None: 2048 tokens, or as many as the model has positions.
@@ -50,7 +51,7 @@ def dry_profile(
     check_link(machine, num_devices)
     positions = shape.config.max_position_embeddings
     prefill_len = min(PREFILL_TOKENS["cuda"], positions) if prefill_len is None else prefill_len
-    longest = max(context_len, prefill_len)
+    longest = max(*context_lens, prefill_len)
     if longest > positions:
         raise ConfigError(
             f"{longest} tokens (--context-len, --prefill-len) are more than the model's {positions} positions"
@@ -59,7 +60,8 @@ def dry_profile(
     dtype = torch.float16
     whole = Roofline(shape, machine, dtype)
     roofline = Roofline(shape.split_by(num_devices), machine, dtype)
-    rows = [step_row("decode", Work.decode(n, context_len), context_len, roofline, None) for n in batches]
+    cases = [(batch, context_len) for context_len in context_lens for batch in batches]
+    rows = [step_row("decode", Work.decode(*case), case[1], roofline, None) for case in cases]
     if prefill_len:
         rows.append(step_row("prefill", Work.prefill(prefill_len), prefill_len, roofline, None))
     plan = plan_memory(
@@ -73,8 +75,20 @@ def dry_profile(
         kv_tokens=plan.kv_tokens(PLANNED_UTILIZATION),
         source=f"estimated, at gpu_memory_utilization {PLANNED_UTILIZATION}",
     )
+    warnings = [
+        f"batch {batch} at {context_len:,} tokens: {batch * context_len:,} tokens of KV are more than there is room "
+        f"for, {capacity.kv_tokens:,} ({capacity.source}); its row is what the roofline alone allows"
+        for batch, context_len in cases
+        if batch * context_len > capacity.kv_tokens
+    ]
     return make_document(
-        settings=settings, whole=whole, roofline=roofline, rows=rows, capacity=capacity, facts={"mode": "dry run"}
+        settings=settings,
+        whole=whole,
+        roofline=roofline,
+        rows=rows,
+        capacity=capacity,
+        warnings=warnings,
+        facts={"mode": "dry run"},
     )
 
 
@@ -83,7 +97,7 @@ def measured_profile(
     synthetic: str | None,
     engine: Mapping[str, Any],
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int | None,
     *,
     num_steps: int,
@@ -98,16 +112,23 @@ def measured_profile(
         prefill_len: as for `profile_engine`.
 
     Raises:
-        ConfigError: as `profile_engine`, before anything is measured.
+        ConfigError: as `profile_engine`, before anything is measured; or none of the batches fits in the KV cache.
     """
     _, resolved = located(model, synthetic, engine)
     total_steps = steps_needed(num_steps, repeats)
-    options, prefill_len = profile_engine(engine, resolved, batches, context_len, prefill_len, total_steps)
-    machine = this_machine(resolved.device, measured=True)
+    batches, warnings = measurable(engine, batches)
+    options, prefill_len = profile_engine(engine, resolved, batches, context_lens, prefill_len, total_steps)
+    warnings += [
+        f"--context-len {asked}: measured at {met}, as half of the {total_steps} steps come before it; lower --steps "
+        "or --repeats"
+        for asked in context_lens
+        if (met := prompt_len_for(asked, total_steps) + total_steps // 2) != asked
+    ]
+    dtype = getattr(torch, resolved.dtype)
+    machine = this_machine(resolved.device, dtype, measured=True)
     with opened_model(model, synthetic, options) as llm:
-        dtype = getattr(torch, llm.config.dtype)
         roofline = Roofline(read_checkpoint(llm.checkpoint), machine, dtype)
-        measured = _measure(llm, batches, context_len, prefill_len, num_steps, repeats, show_bar)
+        measured, left_out = _measure(llm, batches, context_lens, prefill_len, num_steps, repeats, show_bar)
         rows = [step_row(times.name, times.work, times.context_len, roofline, times) for times in measured]
         capacity = Capacity(kv_tokens=llm.report.num_kv_tokens, source=f"as this engine has it, {llm.config.memory}")
         facts = {
@@ -116,31 +137,51 @@ def measured_profile(
             "startup": vars(llm.report),
         }
     if trace is not None:
-        write_trace(trace, {_track(times): _from_zero(times.intervals) for times in measured})
+        write_trace(
+            trace, {step_name(row): _from_zero(times.intervals) for row, times in zip(rows, measured, strict=True)}
+        )
     return make_document(
-        settings=settings, whole=roofline, roofline=roofline, rows=rows, capacity=capacity, facts=facts
+        settings=settings,
+        whole=roofline,
+        roofline=roofline,
+        rows=rows,
+        capacity=capacity,
+        warnings=warnings + left_out,
+        facts=facts,
     )
 
 
 def _measure(
     llm: LLM,
     batches: Sequence[int],
-    context_len: int,
+    context_lens: Sequence[int],
     prefill_len: int,
     num_steps: int,
     repeats: int,
     show_bar: bool,
-) -> list[StepTimes]:
+) -> tuple[list[StepTimes], list[str]]:
+    """What was measured, and a warning of each batch that was not, as it does not fit in the KV cache.
+
+    Raises:
+        KVMemoryError: none does.
+    """
     profiler = StepProfiler(llm, num_steps=num_steps, repeats=repeats)
-    measured = []
-    with Progress(len(batches) + bool(prefill_len), show_bar) as bar:
-        for batch in batches:
-            measured.append(profiler.decode(batch, context_len))
-            bar.advance(batch * num_steps * repeats, 1, f"decode {batch}")
+    measured: list[StepTimes] = []
+    left_out: list[KVMemoryError] = []
+    cases = [(batch, context_len) for context_len in context_lens for batch in batches]
+    with Progress(len(cases) + bool(prefill_len), show_bar) as bar:
+        for batch, context_len in cases:
+            try:
+                measured.append(profiler.decode(batch, context_len))
+            except KVMemoryError as error:
+                left_out.append(error)
+            bar.advance(batch * num_steps * repeats, 1, f"decode {batch} at {context_len:,}")
+        if not measured:
+            raise left_out[0]
         if prefill_len:
             measured.append(profiler.prefill(prefill_len))
             bar.advance(prefill_len * repeats, 1, f"prefill {prefill_len}")
-    return measured
+    return measured, [f"not measured: {error}" for error in left_out]
 
 
 def device_here(device: str) -> str:
@@ -155,21 +196,22 @@ def device_here(device: str) -> str:
     return "cuda" if has_cuda and device != "cpu" else "cpu"
 
 
-def this_machine(device: str, *, measured: bool = False) -> Machine:
+def this_machine(device: str, dtype: torch.dtype, *, measured: bool = False) -> Machine:
     """The machine that this runs on: rates as in the table where it has the GPU, else measured.
 
     Args:
         device: cpu or cuda, as `device_here` says.
+        dtype: that an engine computes in.
         measured: measure its rates in any case.
     """
     if device == "cpu":
-        found = measure_ceilings(torch.device("cpu"), torch.float32)
+        found = measure_ceilings(torch.device("cpu"), dtype)
         return _measured(host.cpu_name(), float(host.memory_bytes() or 0), found, None)
     name = torch.cuda.get_device_name()
     known = in_table(name)
     if known is not None and not measured:
         return known
-    found = measure_ceilings(torch.device("cuda"), torch.float16)
+    found = measure_ceilings(torch.device("cuda"), dtype)
     return _measured(name, float(torch.cuda.get_device_properties(0).total_memory), found, known)
 
 
@@ -186,11 +228,8 @@ def _measured(name: str, memory_bytes: float, found: Ceilings, known: Machine | 
         link_seconds=known.link_seconds if known else 0.0,
         is_measured=True,
         how=found.how,
+        int4_flops_per_second=found.int4_flops_per_second,
     )
-
-
-def _track(times: StepTimes) -> str:
-    return f"decode {times.work.num_sequences}" if times.name == "decode" else f"prefill {times.work.num_tokens}"
 
 
 def _from_zero(intervals: Sequence[Interval]) -> list[Interval]:

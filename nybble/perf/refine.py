@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -35,6 +35,7 @@ class Tried:
 
     settings: Mapping[str, Any]
     trials: list[Trial]
+    verdict: str = ""  # whether it was taken, and why
 
     @property
     def output_tok_s(self) -> float:
@@ -44,10 +45,12 @@ class Tried:
         return all(trial.keeps(load) for trial in self.trials)
 
     def is_better_than(self, other: Tried, load: Load) -> bool:
-        """It keeps the objectives and the other does not; or both do, or neither, and it is faster by `WORTH`."""
+        """It keeps the objectives and the other does not; or both do, or neither, and it is faster by `WORTH`, in each
+        repeat than in any of the other's."""
         if self.keeps(load) != other.keeps(load):
             return self.keeps(load)
-        return self.output_tok_s >= WORTH * other.output_tok_s
+        least, most = min(t.output_tok_s for t in self.trials), max(t.output_tok_s for t in other.trials)
+        return least > most and self.output_tok_s >= WORTH * other.output_tok_s
 
 
 def refine(
@@ -84,7 +87,12 @@ def refine(
             report(tried[key])
         return tried[key]
 
-    best = measure(best_settings)
+    def judge(found: Tried, verdict: str) -> Tried:
+        key = tuple(found.settings.values())
+        tried[key] = replace(found, verdict=verdict)
+        return tried[key]
+
+    best = judge(measure(best_settings), "the recommendation")
     for name in REFINED:
         for value in _neighbours(name, best.settings, load):
             try:
@@ -92,10 +100,11 @@ def refine(
             except (MemoryBudgetError, MeasurementError) as error:
                 advice.notes.append(f"{name} {value} was not measured: {error}")
                 continue
-            if found.is_better_than(best, load):
-                best = found
+            is_better = found.is_better_than(best, load)
+            found = judge(found, f"{'taken' if is_better else 'not taken'}: {_against(found, best, load, name)}")
+            best = found if is_better else best
     runs = list(tried.values())
-    return [_measured(setting, best, runs) for setting in advice.settings], runs
+    return [_measured(setting, best, runs, load) for setting in advice.settings], runs
 
 
 def _neighbours(name: str, settings: Mapping[str, Any], load: Load) -> list[int]:
@@ -106,14 +115,34 @@ def _neighbours(name: str, settings: Mapping[str, Any], load: Load) -> list[int]
     return [each for each in (value // 2, value * 2) if 1 <= each <= min(most, settings["max_num_batched_tokens"])]
 
 
-def _measured(setting: Setting, best: Tried, runs: Sequence[Tried]) -> Setting:
+def chosen(settings: Sequence[Setting], tried: Sequence[Tried]) -> Tried:
+    """What was measured with the settings as `refine` left them."""
+    values = {setting.name: setting.value for setting in settings}
+    return next(each for each in tried if all(each.settings[name] == values[name] for name in REFINED))
+
+
+def _against(found: Tried, best: Tried, load: Load, name: str) -> str:
+    """How it compares with the best so far, from which it differs in the setting `name`."""
+    other = f"{name} {best.settings[name]}"
+    if found.keeps(load) != best.keeps(load):
+        return f"{'keeps' if found.keeps(load) else 'breaks'} the objectives, unlike {other}"
+    gain = found.output_tok_s / best.output_tok_s - 1
+    chance = gain > 0 and not found.is_better_than(best, load)
+    return f"{gain:+.1%} against {other}{', which may be chance' if chance else ''}"
+
+
+def _measured(setting: Setting, best: Tried, runs: Sequence[Tried], load: Load) -> Setting:
     """The setting as the runs, of which the first is of what was recommended, left it."""
     if setting.name not in REFINED:
         return setting
-    value, others = best.settings[setting.name], {run.settings[setting.name] for run in runs} - {setting.value}
-    why = setting.why
+    name, value, why = setting.name, best.settings[setting.name], setting.why
+    others = {run.settings[name]: run for run in runs if run.settings[name] != setting.value}
     if value != setting.value:
         why = f"measured: {best.output_tok_s:,.1f} tok/s against {runs[0].output_tok_s:,.1f} with {setting.value}"
+        if best.keeps(load) and not runs[0].keeps(load):
+            why += ", which breaks the objectives"
     elif others:
-        why += f"; {' and '.join(map(str, sorted(others)))}, measured, brought no more"
-    return Setting(setting.name, value, why)
+        breaking = {other for other, run in others.items() if best.keeps(load) and not run.keeps(load)}
+        for found, what in ((set(others) - breaking, "brought no more"), (breaking, "broke the objectives")):
+            why += f"; {' and '.join(map(str, sorted(found)))}, measured, {what}" if found else ""
+    return Setting(name, value, why)

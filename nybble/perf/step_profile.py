@@ -74,7 +74,8 @@ class StepProfiler:
         """Steps of `batch` sequences of about `context_len` tokens, one new token each.
 
         Raises:
-            ConfigError: they do not fit together.
+            ConfigError: they are longer than max_model_len together with what is decoded.
+            KVMemoryError: they do not fit in the KV cache.
             MeasurementError: one ended early.
         """
         total = steps_needed(self._num_steps, self._repeats)

@@ -1,6 +1,7 @@
 """`nybble advise`: what is recommended follows from memory, objectives and load; what is measured has the last word."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,15 @@ from nybble.llm import LLM
 from nybble.perf.advice import Advice, advise
 from nybble.perf.machines import Machine, describe, find_machine
 from nybble.perf.memory_model import MOST_UTILIZATION, plan_memory
-from nybble.perf.model_shape import ModelShape
+from nybble.perf.model_shape import ModelShape, read_model
 from nybble.perf.planner import HALF
-from nybble.perf.refine import Tried, refine
+from nybble.perf.refine import Tried, chosen, refine
 from nybble.perf.roofline import Roofline
 from nybble.perf.setting import Setting, serve_command
 from nybble.perf.step_cost import Work
 from nybble.perf.trial import Trial, run_trial
 from nybble.perf.workload_model import (
+    CPU_FACTOR,
     Load,
     expected_decode_seconds,
     expected_prefill_seconds,
@@ -145,8 +147,58 @@ def test_more_streams_than_logits_have_room_for_wait(qwen: ModelShape) -> None:
 
 
 def test_a_request_too_long_is_refused(qwen: ModelShape) -> None:
-    with pytest.raises(ConfigError, match="a request of 40000 tokens does not fit: there is room for"):
+    with pytest.raises(ConfigError, match=r"a request of 20000 tokens does not fit: .*; 2 do: --num-devices 2"):
+        advise(qwen, RTX, load(input_len=19_872), num_devices=1)
+    assert advise(qwen, RTX, load(input_len=19_872, concurrency=1), num_devices=2).num_devices == 2
+
+
+def test_a_request_longer_than_the_model_takes_is_not_one_for_more_devices(qwen: ModelShape) -> None:
+    with pytest.raises(ConfigError, match="make 40000 tokens, more than the model's 32768 positions"):
         advise(qwen, RTX, load(input_len=39_872), num_devices=1)
+
+
+def test_a_rate_that_the_objectives_forbid_is_said_with_the_highest_that_they_allow(qwen: ModelShape) -> None:
+    asked = load(concurrency=None, request_rate=9.0, tpot_ms=12)
+    advice = advise(qwen, H200, asked)
+    note = next(note for note in advice.notes if "the objectives forbid 9 requests a second" in note)
+    highest = float(note.split("serve about ")[1].split()[0])
+    assert 0 < highest < 9
+    allowed = advise(qwen, H200, load(concurrency=None, request_rate=highest * 0.99, tpot_ms=12))
+    assert not any("forbid" in note for note in allowed.notes)
+    assert advise(qwen, H200, load(concurrency=None, request_rate=9.0)).notes == []
+
+
+def test_a_rate_takes_the_devices_that_keep_its_objectives(qwen: ModelShape) -> None:
+    advice = advise(qwen, H200, load(concurrency=None, request_rate=9.0, tpot_ms=12), num_devices=8)
+    assert advice.num_devices > 1
+    assert not any("forbid" in note for note in advice.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (load(tpot_ms=10), "even the shortest step that takes in a prompt, 512 tokens, holds up"),
+        (load(concurrency=1, tpot_ms=4), "the objectives cannot be kept: a single sequence"),
+        (load(concurrency=None, request_rate=9.0, tpot_ms=12), "the objectives forbid 9"),
+    ],
+)
+def test_a_remedy_that_is_named_is_enough(qwen: ModelShape, asked: Load, said: str) -> None:
+    advice = advise(qwen, H200, asked)
+    assert any(said in note for note in advice.notes)
+    named = re.findall(r"(\d+) × ([\w ]+?) (?:or|would)", advice.notes[-1])
+    assert named
+    for devices, name in named:
+        better = advise(qwen, find_machine(name), asked, int(devices))
+        assert better.num_devices == int(devices)
+        assert better.expected.keeps(asked)
+        assert not any(
+            word in note for note in better.notes for word in ("forbid", "cannot", "shortest", "would serve")
+        )
+
+
+def test_an_objective_that_nothing_keeps_has_no_remedy(qwen: ModelShape) -> None:
+    notes = advise(qwen, H200, load(tpot_ms=0.01)).notes
+    assert any("no machine of the table, nor up to 16 of one together, would" in note for note in notes)
 
 
 def test_a_rate_needs_so_many_sequences(qwen: ModelShape) -> None:
@@ -196,6 +248,32 @@ def test_expected_steps_meet_those_measured(qwen: ModelShape) -> None:
     assert tokens / expected_prefill_seconds(roofline, tokens) == pytest.approx(large["prefill_tok_s"], rel=0.05)
 
 
+MEASURED_ON_A_CPU = {
+    "tiny": {1: 1.36, 4: 2.11, 8: 2.60, 16: 3.20},
+    "qwen2.5-0.5b-awq": {1: 24.6, 4: 33.5, 8: 44.0, 16: 72.6},
+    "qwen2.5-1.5b-awq": {1: 51.8, 4: 77.5, 8: 110.8, 16: 188.1},
+}
+"""ms of a decode step at 160 tokens of context, by batch: `profile` on two cores of an EPYC, whose rates `cpu` has."""
+
+
+@pytest.mark.parametrize("model", MEASURED_ON_A_CPU)
+def test_expected_steps_meet_those_measured_on_a_cpu(model: str) -> None:
+    cpu = Machine(
+        name="EPYC",
+        memory_bytes=64e9,
+        read_bytes_per_second=48.5e9,
+        flops_per_second=0.95e12,
+        int4_flops_per_second=0.37e12,
+        is_measured=True,
+    )
+    shape = read_model("tiny") if model == "tiny" else ModelShape.read(synthetic_config(model))
+    roofline = Roofline(shape, cpu, HALF)
+    factor = CPU_FACTOR if model == "tiny" else 1.2
+    for batch, milliseconds in MEASURED_ON_A_CPU[model].items():
+        expected = expected_decode_seconds(roofline, Work.decode(batch, 160)) * 1e3
+        assert 1 / factor < milliseconds / expected < factor, batch
+
+
 def test_the_workload_model_is_consistent(qwen: ModelShape) -> None:
     roofline, asked = Roofline(qwen, H200.sustained(), HALF), load(tpot_ms=20)
     outcomes = [outcome(roofline, asked, n) for n in range(1, 65)]
@@ -228,6 +306,7 @@ def test_a_neighbour_must_be_worth_it() -> None:
     base = Tried({}, [trial(100), trial(102), trial(104)])
     assert not Tried({}, [trial(104)]).is_better_than(base, load()), "within chance"
     assert Tried({}, [trial(106)]).is_better_than(base, load())
+    assert not Tried({}, [trial(103), trial(110), trial(111)]).is_better_than(base, load()), "repeats overlap"
     slow, late = load(tpot_ms=5), Tried({}, [trial(500, tpot_p90_ms=9)])
     assert not late.is_better_than(base, slow), "faster, but it breaks the objective"
     assert base.is_better_than(late, slow)
@@ -285,6 +364,39 @@ def test_a_better_neighbour_takes_the_place(qwen: ModelShape, monkeypatch: pytes
     )
 
 
+def test_each_choice_that_was_tried_says_why_it_was_taken_or_not(
+    qwen: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice = advise(qwen, H200, load())
+    tokens = advice.value("max_num_batched_tokens")
+    speeds = {tokens: 100.0, tokens // 2: 110.0, tokens * 2: 111.0}
+    runs = Runs(monkeypatch, lambda s: speeds[s["max_num_batched_tokens"]] * (1.0 if s["max_num_seqs"] == 16 else 0.5))
+    settings, tried = runs.refine(advice, load())
+    assert [each.verdict for each in tried] == [
+        "the recommendation",
+        f"taken: +10.0% against max_num_batched_tokens {tokens}",
+        f"not taken: +0.9% against max_num_batched_tokens {tokens // 2}, which may be chance",
+        "not taken: -50.0% against max_num_seqs 16",
+    ]
+    assert chosen(list(settings.values()), tried) is tried[1]
+
+
+def test_what_breaks_the_objectives_is_not_said_to_bring_less(
+    qwen: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load(concurrency=8, tpot_ms=50)
+    advice = advise(qwen, H200, asked)
+    tokens = advice.value("max_num_batched_tokens")
+    runs = Runs(monkeypatch, lambda s: 100.0 + s["max_num_batched_tokens"])
+    broken = lambda speed, *_: trial(speed, tpot_p90_ms=99.0 if speed > 100 + tokens else 1.0)  # noqa: E731
+    monkeypatch.setattr("nybble.perf.refine.run_trial", broken)
+    settings, tried = runs.refine(advice, asked)
+    why = settings["max_num_batched_tokens"].why
+    assert f"; {tokens // 2}, measured, brought no more; {tokens * 2}, measured, broke the objectives" in why
+    verdicts = [each.verdict for each in tried]
+    assert f"not taken: breaks the objectives, unlike max_num_batched_tokens {tokens}" in verdicts
+
+
 def test_a_recommendation_that_does_not_fit_is_an_error(qwen: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MemoryBudgetError):
         Runs(monkeypatch, lambda settings: None).refine(advise(qwen, H200, load()), load())
@@ -332,6 +444,12 @@ def test_measuring_refines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     assert len(tried) == len(set(tried)) >= 3
     assert captured.out.count("tried max_num_seqs") == len(tried)
+    assert all(each["verdict"] in captured.out for each in document["tried"])
+    last = json.loads(captured.out.splitlines()[-1])
+    assert last["measured"]["output_tok_s"] > 0
+    share = last["measured"]["output_tok_s"] / last["expected"]["output_tok_s"]
+    assert f"; {share:.2f} of the tok/s expected" in captured.out
+    assert last["expected"]["num_seqs"] == last["settings"]["max_num_seqs"]
     assert "nybble serve tiny --device cpu --max-num-seqs" in captured.out
     settings = {setting["name"]: setting["value"] for setting in document["settings"]}
     assert (settings["max_num_seqs"], settings["max_num_batched_tokens"]) in tried

@@ -14,12 +14,13 @@ from nybble.bench.synthetic import synthetic_config
 from nybble.cli import main
 from nybble.core.errors import ConfigError
 from nybble.llm import LLM
+from nybble.perf.ceilings import Ceilings
 from nybble.perf.explain import explain
 from nybble.perf.located import located
 from nybble.perf.machines import Machine, find_machine
 from nybble.perf.model_shape import ModelShape
 from nybble.perf.profile_document import Capacity, make_document, step_row
-from nybble.perf.profile_engine import profile_engine
+from nybble.perf.profile_engine import measurable, profile_engine
 from nybble.perf.profile_report import kinds_table, markdown, parts_table, steps_table
 from nybble.perf.profiling import dry_profile
 from nybble.perf.roofline import Roofline
@@ -42,7 +43,7 @@ def last_line(text: str) -> dict[str, Any]:
 def study() -> dict[str, Any]:
     """The study's own case: two RTX 3090."""
     shape = ModelShape.read(synthetic_config("qwen2.5-32b-awq"))
-    return dry_profile(shape, find_machine("RTX 3090"), 2, [1, 4, 16, 64], 1024, 2048, {"model": "qwen2.5-32b-awq"})
+    return dry_profile(shape, find_machine("RTX 3090"), 2, [1, 4, 16, 64], [1024], 2048, {"model": "qwen2.5-32b-awq"})
 
 
 def test_a_dry_run_draws_the_roofline(study: dict[str, Any]) -> None:
@@ -138,12 +139,32 @@ def test_measured_parts_meet_their_floors() -> None:
     )
     text = explain(document)
     assert f"the step reaches {100 * row['of_floor']:.0f} % of what the machine allows" in text
-    assert "At batch 1 the products take 7.3 ms against a floor of" in text
+    assert "In a decode step of batch 1 at 1,024 tokens of context the products take 7.3 ms against a floor of" in text
     assert "within others" in str(kinds_table(document))
     assert [row["batch"] for row in document["larger_batches"]] == [2, 4, 8]
     assert document["larger_batches"][0]["expected_tok_s"] == pytest.approx(
         roofline.decode_tok_s(2, 1024) * row["of_floor"]
     )
+
+
+@pytest.mark.parametrize(("times_the_floor", "bound"), [(1.9, "memory"), (2.1, "neither"), (11, "neither")])
+def test_a_step_far_above_its_floor_is_bound_by_neither(times_the_floor: float, bound: str) -> None:
+    roofline = Roofline(ModelShape.read(synthetic_config("qwen2.5-32b-awq")), find_machine("H100"), torch.float16)
+    work = Work.decode(1, 1024)
+    floor = roofline.seconds(work)
+    parts = [PartTime("attention", "attention", floor / 4, 64)]
+    walls = [floor * times_the_floor]
+    times = StepTimes(name="decode", work=work, context_len=1024, wall_seconds=walls, parts=parts)
+    row = step_row("decode", work, 1024, roofline, times)
+    assert (row["bound"], row["floor_bound"]) == (bound, "memory")
+    capacity = Capacity(kv_tokens=100_000, source="a test")
+    text = explain(
+        make_document(settings={}, whole=roofline, roofline=roofline, rows=[row], capacity=capacity, facts={})
+    )
+    assert ("Batch 1 at 1,024 tokens of context is bound by neither memory nor arithmetic" in text) == (
+        bound == "neither"
+    )
+    assert ("most of them in host gaps" in text) == (bound == "neither")
 
 
 def test_tables_have_a_cell_for_each_column(study: dict[str, Any]) -> None:
@@ -163,6 +184,69 @@ def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "new" / "profile.md").read_text() == markdown(document)
     assert "Dequantization" in shown
     assert "H100: reads 3,082 GB/s" in shown
+
+
+def test_batches_that_memory_does_not_hold_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--synthetic", "qwen2.5-32b-awq", "--dry-run", "--device", "RTX 3090", "--num-devices", "2")
+    assert run(*arguments, "--batch-sizes", "128,1,64,1", "--explain") == 0
+    shown = capsys.readouterr()
+    assert [row["batch"] for row in last_line(shown.out)["results"]] == [1, 64, 128, 1]
+    assert re.findall(r"^warning: batch (\d+) at 1,024 tokens: ([\d,]+) tokens of KV are more", shown.err, re.M) == [
+        ("128", "131,072")
+    ]
+    assert "Batch 128 at 1,024 tokens" in shown.out
+
+
+def test_each_batch_is_drawn_at_each_context(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--synthetic", "qwen2.5-32b-awq", "--dry-run", "--device", "H200", "--batch-sizes", "4,1")
+    assert run(*arguments, "--context-len", "4096,1024", "--explain") == 0
+    shown = capsys.readouterr().out
+    rows = last_line(shown)["results"]
+    cases = [(1, 1024), (4, 1024), (1, 4096), (4, 4096)]
+    assert [(row["batch"], row["context_len"]) for row in rows[:4]] == cases
+    qwen, machine = ModelShape.read(synthetic_config("qwen2.5-32b-awq")), find_machine("H200").sustained()
+    floors = [Roofline(qwen, machine, torch.float16).seconds(Work.decode(*case)) * 1e3 for case in cases]
+    assert [row["floor_ms"] for row in rows[:4]] == pytest.approx(floors)
+    for batch, context_len in cases:
+        assert f"decode {batch} at {context_len:,}" in shown, "the table tells them apart"
+    for context_len in ("1,024", "4,096"):
+        assert f"From batch 1 to 4 at {context_len} tokens of context what grows most is attention" in shown
+
+
+def test_each_batch_is_measured_at_each_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nybble.perf.profiling.measure_ceilings", lambda *_: Ceilings(1e12, 1e15, "float32", "a test"))
+    arguments = ("--batch-sizes", "2,1", "--context-len", "40,2,20", "--steps", "1", "--repeats", "1")
+    assert run("tiny", "--device", "cpu", *arguments, "--prefill-len", "8", "--trace", "--out", str(tmp_path)) == 0
+    rows = json.loads((tmp_path / "profile.json").read_text())["steps"]
+    asked = [(1, 3), (2, 3), (1, 20), (2, 20), (1, 40), (2, 40), (1, 8)]
+    assert [(row["batch"], row["context_len"]) for row in rows] == asked
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert {"decode 1 at 20", "decode 1 at 40", "prefill 8"} <= tracks
+    assert "warning: --context-len 2: measured at 3, as half of the 5 steps" in capsys.readouterr().err
+
+
+def test_batches_that_a_step_does_not_take_are_left_out_and_said() -> None:
+    kept, warnings = measurable({"max_num_seqs": 4, "max_num_batched_tokens": 3}, [1, 3, 4, 8])
+    assert kept == [1, 3]
+    assert warnings == [
+        "--batch-sizes 8: more than --max-num-seqs 4 lets into a step: not measured",
+        "--batch-sizes 4: more than --max-num-batched-tokens 3 lets into a step: not measured",
+    ]
+
+
+def test_batches_that_do_not_fit_in_the_cache_are_left_out_and_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nybble.perf.profiling.measure_ceilings", lambda *_: Ceilings(1e12, 1e15, "float32", "a test"))
+    arguments = ("--batch-sizes", "1,8,2", "--context-len", "100", "--steps", "1", "--repeats", "1")
+    assert run("tiny", "--device", "cpu", *arguments, "--kv-cache-memory-bytes", "1000000", "--prefill-len", "0") == 0
+    shown = capsys.readouterr()
+    assert [row["batch"] for row in last_line(shown.out)["results"]] == [1, 2]
+    assert "warning: not measured: a batch of 8 with" in shown.err
+    assert "does not fit in the KV cache of" in shown.err
 
 
 @pytest.mark.slow
@@ -200,7 +284,7 @@ def test_the_default_prefill_does_not_follow_the_context(
         max_model_len=positions,
         max_num_batched_tokens=step_tokens,
     )
-    options, prefill_len = profile_engine({}, resolved, [1, 4], 16, None, 11)
+    options, prefill_len = profile_engine({}, resolved, [1, 4], [16], None, 11)
     assert prefill_len == expected
     assert options == {"max_num_seqs": 4, "max_num_batched_tokens": step_tokens, "max_model_len": expected + 1}
 
@@ -211,7 +295,7 @@ def test_the_longest_context_that_is_let_in_can_be_measured() -> None:
     fits = []
     for context_len in range(60, 96):
         with suppress(ConfigError):
-            profile_engine({"max_model_len": 96}, resolved, [3], context_len, 0, steps_needed(1, 1))
+            profile_engine({"max_model_len": 96}, resolved, [3], [context_len], 0, steps_needed(1, 1))
             fits.append(context_len)
     with LLM("tiny", device="cpu", max_model_len=96, max_num_seqs=3, enable_prefix_caching=False) as llm:
         profiler = StepProfiler(llm, num_steps=1, repeats=1)
@@ -225,7 +309,7 @@ def test_the_longest_context_that_is_let_in_can_be_measured() -> None:
     [
         (
             ["tiny", "--batch-sizes", "4", "--max-num-seqs", "2"],
-            "--batch-sizes 4: more sequences than --max-num-seqs 2",
+            "--batch-sizes 4: more than --max-num-seqs 2",
         ),
         (
             ["tiny", "--batch-sizes", "4", "--max-num-batched-tokens", "2"],
@@ -264,6 +348,8 @@ def test_what_cannot_be_measured_is_named_before_it_is(
             "5000 tokens (--context-len, --prefill-len)",
         ),
         (["tiny", "--dry-run", "--device", "H200", "--max-num-seqs", "5"], "--max-num-seqs is a setting of an engine"),
+        (["tiny", "--context-len", "1,9"], "--context-len 1,9: must be at least 2"),
+        (["tiny", "--context-len", "9,x"], "--context-len 9,x: give whole numbers"),
         (["tiny", "--batch-sizes", "0"], "--batch-sizes 0: must be at least 1"),
         (["--dry-run", "--device", "H200"], "give a MODEL, or --synthetic"),
         (["--synthetic", "gpt-5", "--dry-run", "--device", "H200"], "--synthetic gpt-5: there are"),
