@@ -77,7 +77,8 @@ class ModelRunner:
     def _make_graphs(self) -> StepGraphs | None:
         if self._cuda_stream is None or self._config.enforce_eager:
             return None
-        sizes = step_sizes(self._config.max_num_seqs, self._config.max_num_batched_tokens)
+        device_bytes = torch.cuda.get_device_properties(self.device).total_memory
+        sizes = step_sizes(self._config.max_num_seqs, self._config.max_num_batched_tokens, device_bytes)
         self._make_graph_results(sizes)
         return StepGraphs(self._upload_idle_step, self._staged_step, sizes, self._cuda_stream)
 

@@ -58,7 +58,7 @@ def test_the_memory(half: ModelShape) -> None:
     for num_seqs in (8, 64, 128):
         plan = plan_memory(half, find_machine("RTX 3090"), 2, max_num_seqs=num_seqs, max_num_batched_tokens=8192)
         shares.append(plan.room_bytes / plan.free_bytes)
-    assert [f"{share:.2f}" for share in shares] == ["0.90", "0.87", "0.85"]
+    assert [f"{share:.2f}" for share in shares] == ["0.90", "0.86", "0.83"]
     assert "0.90 for KV it has room with 8 sequences" in TEXT
-    assert "0.87 with 64, 0.85 with 128" in TEXT
+    assert "0.86 with 64, 0.83 with 128" in TEXT
     assert f"{plan.free_bytes / 1e9:.1f} GB are free on each card" in TEXT
