@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nybble.perf.machines import Machine
 from nybble.perf.model_shape import ModelShape
-from nybble.runner.graphs import SCRATCH_TOKENS, step_sizes
+from nybble.runner.graphs import step_sizes
 from nybble.runner.memory import MARGIN_BYTES
 
 USABLE_SHARE = 0.99
@@ -76,22 +76,18 @@ def plan_memory(
     return MemoryPlan(
         total_bytes=machine.memory_bytes * USABLE_SHARE,
         weight_bytes=shape.weight_bytes(itemsize),
-        workspace_bytes=workspace_bytes(shape, machine, itemsize, max_num_seqs, max_num_batched_tokens),
+        workspace_bytes=workspace_bytes(shape, itemsize, max_num_seqs, max_num_batched_tokens),
         kv_bytes_per_token=shape.kv_bytes_per_token(kv_itemsize or itemsize),
     )
 
 
-def workspace_bytes(
-    shape: ModelShape, machine: Machine, itemsize: int, max_num_seqs: int, max_num_batched_tokens: int
-) -> int:
+def workspace_bytes(shape: ModelShape, itemsize: int, max_num_seqs: int, max_num_batched_tokens: int) -> int:
     """A step's temporaries at their worst: activations at a layer's widest moments, the 16-bit scratch that a large
-    step dequantizes its largest matrix to, logits; and the graphs, with a scratch of theirs if any is large."""
+    step dequantizes its largest matrix to, logits; and as many graphs as on Hopper, which has most."""
     config = shape.config
     by_name = {linear.name: linear for linear, _ in shape.linears}
     widest = 4 * config.hidden_size + by_name["gate_up"].out_features // 2 + by_name["qkv"].out_features
     scratch = max(linear.num_quantized_weights for linear, _ in shape.linears)
     logits = LOGIT_COPIES * 4 * max_num_seqs * config.vocab_size
-    sizes = step_sizes(max_num_seqs, max_num_batched_tokens, machine.memory_bytes)
-    if any(size.num_tokens > SCRATCH_TOKENS for size in sizes):
-        scratch *= 2
-    return GRAPH_BYTES * len(sizes) + logits + (max_num_batched_tokens * widest + scratch) * itemsize
+    graphs = GRAPH_BYTES * len(step_sizes(max_num_seqs, max_num_batched_tokens))
+    return graphs + logits + (max_num_batched_tokens * widest + scratch) * itemsize

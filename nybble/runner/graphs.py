@@ -1,6 +1,6 @@
 """CUDA graphs of the steps whose launches would cost the host more than their work costs the device.
 
-That is decode, for a few batch sizes, and steps of up to PROMPT_TOKENS[-1] tokens, prompts among them. (A prompt of 250
+That is decode, for a few batch sizes, and steps of a few hundred tokens, prompts among them. (A prompt of 250
 tokens takes an H200 34 ms through a 32B model; to launch its kernels one by one takes the host 85.)
 
 Owns: the captured graphs and their shared memory pool. Does not know: what the step computes.
@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import torch
 
 PROMPT_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
-SCRATCH_TOKENS = 256
-"""More make a 16-bit copy of a weight before they multiply. Graphs would keep memory for one of their own …"""
-SCRATCH_DEVICE_BYTES = 40e9
-"""… which a device of so much memory can spare."""
+LONGEST, LONGEST_BEFORE_HOPPER = 512, 64
+"""Tokens. Larger steps make a 16-bit copy of a weight to multiply; graphs would keep memory of their own for it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -41,16 +39,15 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
     return [size for size in sizes if size < largest] + [largest]
 
 
-def step_sizes(max_num_seqs: int, max_num_batched_tokens: int, device_bytes: float) -> list[StepSize]:
+def step_sizes(max_num_seqs: int, max_num_batched_tokens: int, longest: int = LONGEST) -> list[StepSize]:
     """All sizes to capture, ascending. A row costs little more than its logits, so few numbers of rows do.
 
     Args:
-        device_bytes: all the memory that the device has.
+        longest: step with prompts, in tokens.
     """
-    longest = min(max_num_batched_tokens, SCRATCH_TOKENS if device_bytes < SCRATCH_DEVICE_BYTES else PROMPT_TOKENS[-1])
     sizes = {StepSize(size, size, is_decode=True) for size in decode_sizes(max_num_seqs)}
     for num_tokens in PROMPT_TOKENS:
-        if num_tokens <= longest:
+        if num_tokens <= min(longest, max_num_batched_tokens):
             sizes |= {StepSize(num_tokens, min(num_rows, num_tokens, max_num_seqs)) for num_rows in (8, 64, 256)}
     return sorted(sizes)
 

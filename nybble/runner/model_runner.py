@@ -22,7 +22,7 @@ from nybble.core.batch import Batch
 from nybble.core.config import ResolvedConfig
 from nybble.layers.context import ForwardContext, KVSpec
 from nybble.runner import sampler
-from nybble.runner.graphs import StepGraphs, StepSize, step_sizes
+from nybble.runner.graphs import LONGEST, LONGEST_BEFORE_HOPPER, StepGraphs, StepSize, step_sizes
 from nybble.runner.inputs import BlockTables, HostStep, StagingBuffer, gather, idle_step, staging_bytes, step_arrays
 from nybble.runner.kv_cache import KVCache
 from nybble.runner.logprobs import concatenate, gather_logprobs
@@ -77,8 +77,9 @@ class ModelRunner:
     def _make_graphs(self) -> StepGraphs | None:
         if self._cuda_stream is None or self._config.enforce_eager:
             return None
-        device_bytes = torch.cuda.get_device_properties(self.device).total_memory
-        sizes = step_sizes(self._config.max_num_seqs, self._config.max_num_batched_tokens, device_bytes)
+        is_hopper = torch.cuda.get_device_capability(self.device)[0] == 9
+        longest = LONGEST if is_hopper else LONGEST_BEFORE_HOPPER
+        sizes = step_sizes(self._config.max_num_seqs, self._config.max_num_batched_tokens, longest)
         self._make_graph_results(sizes)
         return StepGraphs(self._upload_idle_step, self._staged_step, sizes, self._cuda_stream)
 

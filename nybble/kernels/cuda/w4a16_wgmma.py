@@ -36,7 +36,7 @@ SOURCE = Path(__file__).parent / "w4a16_wgmma.cu"
 DEQUANTIZE = Path(__file__).parent / "dequantize_wgmma.cu"
 UNIT_ROWS = 64
 MAX_TOKENS = 128  # of one launch
-SLICED_TOKENS = 256  # up to here several launches beat a 16-bit copy of the weight
+SLICED_TOKENS = 512  # up to here several launches beat a 16-bit copy of the weight
 
 
 @dataclass(frozen=True)
