@@ -14,6 +14,7 @@ from nybble.kernels.cuda import nvrtc
 from nybble.kernels.op import Spec
 
 prefill = triton.deferred("attention", "prefill")
+by_triton = triton.deferred("attention")
 
 SOURCE = Path(__file__).parent / "attention_decode.cu"
 LOG2_E = 1.4426950408889634
@@ -21,6 +22,7 @@ MAX_HEAD_DIM = 256
 HEADS = 8  # query heads of a KV head, at most
 WARP_KEYS = 16
 MAX_BLOCKS = 2  # of a multiprocessor
+MANY_ROWS = 48  # decoding: from here on pairs of a row and a head are enough to go round, and Triton's kernel is faster
 RING_BYTES = 96 * 1024  # sm_86 has 99 KB; and a block of the product before or after fits beside it on Hopper
 
 
@@ -112,6 +114,11 @@ def launch(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
+    if max_query_len == 1 and seq_lens.shape[0] > MANY_ROWS:
+        return by_triton(
+            *(q, key_cache, value_cache, block_tables, seq_lens, query_start),
+            *(min_query_len, max_query_len, max_seq_len, scale, sliding_window),
+        )
     output = q.new_empty(q.shape)
     if max_query_len > 1:
         prefill(

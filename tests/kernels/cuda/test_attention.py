@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,24 +57,26 @@ def test_the_source_compiles_without_spills(arch: str, tmp_path: Path) -> None:
         assert "0 bytes spill stores, 0 bytes spill loads" in done.stderr, done.stderr
 
 
+def decode(arguments: dict[str, Any], tuning: attention.Tuning) -> torch.Tensor:
+    names = ("q", "key_cache", "value_cache", "block_tables", "seq_lens", "query_start")
+    output = torch.full_like(arguments["q"], torch.nan, memory_format=torch.contiguous_format)
+    attention.decode(*(arguments[name] for name in names), output, arguments["scale"], None, tuning=tuning)
+    return output
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 16, 33, 100])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_whatever_the_lengths_results_are_right_repeat_and_leave_no_part(
-    monkeypatch: pytest.MonkeyPatch, blocks: int
-) -> None:
+def test_whatever_the_lengths_results_are_right_repeat_and_leave_no_part(blocks: int, num_rows: int) -> None:
     """A part that stays would be taken for the next launch's, by a block that looks before that is there."""
-    device, draw = torch.device("cuda"), random.Random(blocks)
+    device, draw = torch.device("cuda"), random.Random(f"{blocks} {num_rows}")
+    lengths = tuple(draw.choice((0, 1, 15, 16, 17, 63, 64, 65, draw.randrange(5000))) for _ in range(num_rows))
+    case = Case((1,) * num_rows, (*lengths[1:], 700), 10, 2, 128, slack=100)
+    arguments = case.arguments(device, torch.float16, torch.Generator(device).manual_seed(num_rows))
     tuning = attention.Tuning(warps=4, stages=3, blocks=blocks)
-    monkeypatch.setattr(attention, "tuning_for", lambda *_: tuning)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    for num_rows in (1, 2, 5, 16, 33, 100):
-        lengths = tuple(draw.choice((0, 1, 15, 16, 17, 63, 64, 65, draw.randrange(5000))) for _ in range(num_rows))
-        case = Case((1,) * num_rows, lengths, 10, 2, 128, slack=100)
-        arguments = case.arguments(device, torch.float16, torch.Generator(device).manual_seed(num_rows))
-        expected = reference(*(to_float64(value) for value in arguments.values()))
-        first = attention.launch(*arguments.values())
-        if any(lengths):
-            assert relative_error(first, expected) < 1e-3, lengths
-        for _ in range(50):
-            assert torch.equal(attention.launch(*arguments.values()), first), lengths
-        assert bool((attention.parts(arguments["q"].device, stream) == -1).all())
+    first = decode(arguments, tuning)
+    assert relative_error(first, reference(*(to_float64(value) for value in arguments.values()))) < 1e-3
+    for _ in range(50):
+        assert torch.equal(decode(arguments, tuning), first)
+    parts = attention.parts(arguments["q"].device, torch.cuda.current_stream(device).cuda_stream)
+    assert bool((parts == -1).all())
