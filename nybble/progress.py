@@ -14,13 +14,13 @@ class Progress:
     """Prompts done, and tokens a second so far.
 
     Args:
-        num_requests: prompts to come.
+        num_requests: prompts to come; None where nobody knows.
         is_wanted: None shows the bar if standard error is a terminal and there are several prompts.
     """
 
-    def __init__(self, num_requests: int, is_wanted: bool | None = None) -> None:
+    def __init__(self, num_requests: int | None, is_wanted: bool | None = None) -> None:
         if is_wanted is None:
-            is_wanted = num_requests > 1 and sys.stderr.isatty()
+            is_wanted = num_requests != 1 and sys.stderr.isatty()
         self._num_tokens = 0
         self._bar = Bar(
             TextColumn("{task.description}"),

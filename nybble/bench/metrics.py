@@ -21,6 +21,7 @@ FORMULAS = {
     "total_token_throughput": "(input + output tokens of completed requests) / duration",
     "request_goodput": "completed requests that kept every given objective / duration",
     "token counts": "the server's `usage`; an event is taken for a token only where the server gives none",
+    "server": "peaks of its own /metrics, once a second; memory: its processes' resident set, GPU memory in use",
     "a point": "median of the repeats; spread: least and most",
 }
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
@@ -129,6 +130,8 @@ def combine(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             point[name] = all(values)
         elif name in ("failed", "short_outputs"):
             point[name] = sum(values)
+        elif name == "faults":
+            point[name] = [fault for value in values for fault in value]
         elif isinstance(first, dict):
             point[name] = dict(sum((Counter(value) for value in values), Counter()))
         elif values and isinstance(values[0], int | float):

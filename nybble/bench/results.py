@@ -24,7 +24,7 @@ class ResultsFile:
     Args:
         path: JSON file; None keeps them in memory.
         settings: what was asked; a file made with other settings is not gone on with.
-        resume: go on with the file that is there.
+        resume: go on with the file that is there; repeats with `faults` are not taken from it.
 
     Raises:
         ConfigError: the file cannot be written, or not be resumed.
@@ -46,6 +46,7 @@ class ResultsFile:
         self.facts: dict[str, Any] = {}
         self._points: dict[str, dict[str, Any]] = {}
         self._repeats: dict[str, list[dict[str, Any]]] = {}
+        self.num_dropped = 0  # repeats of the file that is gone on with
         self.is_complete = False
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"--output {path}: {path.parent} is no directory")
@@ -70,8 +71,11 @@ class ResultsFile:
                 "give the same flags, or another --output"
             )
         for row in rows:
-            self._points[row["label"]] = row["point"]
-            self._repeats[row["label"]] = row["repeats"]
+            good = [repeat for repeat in row["repeats"] if not repeat.get("faults")]
+            self.num_dropped += len(row["repeats"]) - len(good)
+            if good:
+                self._points[row["label"]] = row["point"]
+                self._repeats[row["label"]] = good
 
     def num_repeats(self, label: str) -> int:
         """How many repeats of a point are there already."""

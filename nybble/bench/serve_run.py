@@ -120,7 +120,9 @@ class ServeRun:
         }
         if self._plan.is_detailed:
             summary |= _details(records)
-        self._judge(part, point, summary, records)
+        summary["faults"] = self._faults(part, summary, records)
+        self.failures += summary["faults"]
+        self._warn_of_doubts(part, point, summary)
         self._results.add(point.label, msgspec.to_builtins(point), summary)
 
     def _facts(self, point: Point) -> dict[str, Any]:
@@ -136,20 +138,25 @@ class ServeRun:
             "max_concurrency": point.concurrency,
         }
 
-    def _judge(self, part: str, point: Point, summary: Mapping[str, Any], records: list[Record]) -> None:
+    def _faults(self, part: str, summary: Mapping[str, Any], records: list[Record]) -> list[str]:
+        """What makes the figures not those that were asked for, in sentences."""
+        faults = []
         for kind, count in summary["failures"].items():
             detail = next(record.detail for record in records if record.failure == kind)
-            self.failures.append(f"{part}: {count} of {len(records)} requests failed: {FAILURES[kind]} ({detail})")
+            faults.append(f"{part}: {count} of {len(records)} requests failed: {FAILURES[kind]} ({detail})")
         if summary["num_unsent"] or summary["failures"].get("connect") == len(records):
             self.has_died = True
             unsent = f"; {summary['num_unsent']} requests were not sent" if summary["num_unsent"] else ""
-            self.failures.append(f"{part}: {self._target.base_url} takes no more connections{unsent}")
+            faults.append(f"{part}: {self._target.base_url} takes no more connections{unsent}")
         if summary["short_outputs"] and self._target.ignore_eos:
             reasons = sorted({str(record.finish_reason) for record in records if record.failure is None})
-            self.failures.append(
+            faults.append(
                 f"{part}: the server ignores ignore_eos: {summary['short_outputs']} of {summary['completed']} answers "
                 f"were shorter than asked (finish_reason {', '.join(reasons)}), so speeds are not of the lengths given"
             )
+        return faults
+
+    def _warn_of_doubts(self, part: str, point: Point, summary: Mapping[str, Any]) -> None:
         if summary["client_cpu"] > BUSY_CLIENT:
             self._warn_once(
                 "cpu",

@@ -23,6 +23,8 @@ GAUGES = {
     "num_requests_waiting": "peak_waiting",
     "process_resident_memory_bytes": "peak_resident_bytes",
 }
+SLOW = ("peak_resident_bytes", "peak_gpu_memory_mib")
+"""Peaks that a look before or after the load sees as well: memory stays with those who took it."""
 COUNTERS = {
     "prefix_cache_queries_total": "prefix_cache_query_tokens",
     "prefix_cache_hits_total": "prefix_cache_hit_tokens",
@@ -46,6 +48,7 @@ class MetricsWatch:
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._peaks: dict[str, float] = {}
+        self._num_looks = 0  # while the load ran
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -58,7 +61,8 @@ class MetricsWatch:
     @property
     def found(self) -> dict[str, Any]:
         gained = {name: self._last[name] - before for name, before in self._first.items() if name in self._last}
-        found: dict[str, Any] = {**self._peaks, **gained}
+        peaks = {name: peak for name, peak in self._peaks.items() if self._num_looks or name in SLOW}
+        found: dict[str, Any] = {**peaks, **gained}
         if queries := gained.get("prefix_cache_query_tokens"):
             found["prefix_cache_hit_rate"] = gained.get("prefix_cache_hit_tokens", 0.0) / queries
         return found
@@ -68,8 +72,10 @@ class MetricsWatch:
         try:
             self._look_at_gpus()
             await self._look(target)
+            # A gauge's peak is known by looks while the load runs; a run shorter than INTERVAL has none.
             while not await asyncio.to_thread(self._stop.wait, INTERVAL):
                 await self._look(target)
+                self._num_looks += 1
             await self._look(target)
             self._look_at_gpus()
         finally:

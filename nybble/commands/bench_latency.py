@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import engine_facts, last_line, make_console, show_formulas, warn
+from nybble.commands.bench_tables import engine_facts, last_line, make_console, show_formulas, show_memory, warn
 from nybble.commands.options import with_flags
 
 FORMULAS = {
     "prefill tok/s": "batch × input tokens / time of 1 output token",
     "decode tok/s": "batch × output tokens / (time of output tokens + 1 − time of 1 output token)",
+    "peak memory": "the most that this process had resident; on the GPUs what is in use after a repeat",
     "a row": "median of the repeats; the first run of each batch, which warms up, is not in it",
 }
 FIELDS = ("batch", "input_len", "output_len", "decode_tok_s", "decode_step_ms", "prefill_tok_s", "prefill_seconds")
@@ -78,6 +79,7 @@ def latency(
         results.write_csv(csv)
     rows = results.rows()
     _show(rows, console)
+    show_memory(rows, console)
     show_formulas(FORMULAS, console)
     if not all(row["tokens_repeat"] for row in rows):
         warn("the same prompts gave other tokens in another repeat: this is not deterministic")

@@ -175,14 +175,16 @@ def serve(
     }
     results = ResultsFile("serve", output, settings, formulas=FORMULAS, resume=resume)
     results.write()  # a path that cannot be written shows now
+    if results.num_dropped:
+        warn(f"{results.num_dropped} repeats of {output} had faults and are measured again")
     probed = asyncio.run(probe(target, workload.input_len[1], conversations.count))
     for note in probed.notes:
         warn(note)
     workload = msgspec.structs.replace(workload, word_cost=probed.word_cost)
     console = make_console()
-    expected = [] if sweep else points
-    total = sum(point.num_prompts * max(0, repeats - results.num_repeats(point.label)) for point in expected)
-    with Progress(total or 1, flags.is_terminal()) as bar:
+    left = sum(point.num_prompts * max(0, repeats - results.num_repeats(point.label)) for point in points)
+    # A sweep ends where throughput stops to grow.
+    with Progress(None if sweep else max(1, left), flags.is_terminal()) as bar:
         run = ServeRun(target, workload, plan, results, trace=trace, warn=warn, on_news=PartTeller(bar))
         rows = list(run.measure(swept(points[0], results) if sweep else points))
     results.is_complete = not run.failures

@@ -78,11 +78,12 @@ def show_server_facts(rows: Sequence[Mapping[str, Any]], console: Console) -> No
     for row in rows:
         found = row.get("server") or {}
         texts = [
-            text.format(found[name])
+            text.format(found[name] / 1e6 if name.endswith("_bytes") else found[name])
             for name, text in (
                 ("peak_running", "at most {:.0f} running"),
                 ("peak_waiting", "{:.0f} waiting"),
                 ("peak_kv_cache_usage", "KV cache {:.0%} full at most"),
+                ("peak_resident_bytes", "{:,.0f} MB resident"),
                 ("peak_gpu_memory_mib", "{:,.0f} MiB of GPU memory"),
                 ("preemptions", "{:.0f} preemptions"),
                 ("prefix_cache_hit_rate", "prefix-cache hits {:.1%}"),
@@ -91,6 +92,14 @@ def show_server_facts(rows: Sequence[Mapping[str, Any]], console: Console) -> No
         ]
         if texts:
             console.print(f"{row['label']}: server: {', '.join(texts)}", soft_wrap=True)
+
+
+def show_memory(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Of an offline engine: the most that the process had resident, and what was in use on the GPUs."""
+    resident = max(row["peak_resident_mib"] for row in rows)
+    used = [row["gpu_memory_used_mib"] for row in rows if row.get("gpu_memory_used_mib") is not None]
+    on_gpus = f", {max(used):,.0f} MiB in use on the GPUs" if used else ""
+    console.print(f"peak memory: {resident:,.0f} MiB resident{on_gpus}")
 
 
 def show_ceilings(ceilings: Ceilings, console: Console) -> None:

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from nybble.commands import bench_options as flags
-from nybble.commands.bench_tables import engine_facts, last_line, make_console, show_formulas
+from nybble.commands.bench_tables import engine_facts, last_line, make_console, show_formulas, show_memory
 from nybble.commands.options import with_flags
 
 FORMULAS = {
     "requests_per_second": "requests / time from handing in the first to the end of the last",
     "tokens_per_second": "(input + output tokens) / that time",
     "output_throughput": "output tokens / that time",
+    "peak memory": "the most that this process had resident; on the GPUs what is in use after a repeat",
 }
 FIELDS = ("num_requests", "elapsed_time", "requests_per_second", "tokens_per_second", "output_throughput", "failed")
 
@@ -86,6 +87,7 @@ def throughput(
         f"{row['output_throughput']:,.1f} output tok/s (from {least:,.1f} to {most:,.1f}), "
         f"{row['tokens_per_second']:,.1f} total tok/s"
     )
+    show_memory([row], console)
     show_formulas(FORMULAS, console)
     last_line(results.document(), FIELDS, output=None if output is None else str(output))
     if row["failed"]:

@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 _GPU_FIELDS = {
     "name": "name",
@@ -34,6 +36,31 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
+
+
+def resident_bytes() -> int | None:
+    """Of this process and all that it started."""
+    try:
+        return sum(_resident_bytes(pid) for pid in _with_children(os.getpid()))
+    except OSError:  # no /proc
+        return None
+
+
+def _with_children(pid: int) -> list[int]:
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            for child in (task / "children").read_text().split():
+                found += _with_children(int(child))
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def driver_version() -> str | None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from nybble.core import machine
 from nybble.core.messages import Stepped
 from nybble.core.outputs import SequenceDelta
 from nybble.core.stats import EngineStats
@@ -154,6 +155,9 @@ class _EngineCollector(Collector):
             family = GaugeMetricFamily(f"nybble:{name}", text, labels=["model_name"])
             family.add_metric([self._model_name], gauge)
             yield family
+        if (resident := machine.resident_bytes()) is not None:
+            text = "Resident memory of the server and its engine."
+            yield GaugeMetricFamily("process_resident_memory_bytes", text, resident)
         for name, text, total in (
             ("prompt_tokens", "Prompt tokens of accepted requests.", stats.num_prompt_tokens),
             ("generation_tokens", "Tokens generated.", stats.num_generated_tokens),

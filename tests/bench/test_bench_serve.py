@@ -16,6 +16,7 @@ import pytest
 from support.timed_server import TimedServer
 
 from nybble.cli import main
+from nybble.commands.bench_tables import make_console, show_server_facts
 
 pytestmark = pytest.mark.slow
 
@@ -195,6 +196,29 @@ def test_bad_flags(
     assert message in said
     assert said.startswith("error: ")
     assert len(said.strip().splitlines()) == 1
+
+
+def test_what_failed_is_measured_again_and_no_resumed_run_calls_it_complete(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "r.json"
+    with TimedServer(0.001, 0.001, fault="short", after=12) as server:
+        flags = ["--num-prompts", "8", "--repeats", "2", "--concurrency", "2", "--warmups", "1", "-o", str(file)]
+        assert bench(capsys, server.url, *flags)[0] == 1
+        sound, faulty = json.loads(file.read_text())["results"][0]["repeats"]
+        assert (sound["faults"], len(faulty["faults"])) == ([], 1)
+        code, last, said = bench(capsys, server.url, *flags, "--resume")
+    assert (code, last["complete"]) == (1, False)
+    assert f"1 repeats of {file} had faults and are measured again" in said
+    repeats = json.loads(file.read_text())["results"][0]["repeats"]
+    assert repeats[0] == sound
+    assert repeats[1]["short_outputs"] == 8  # it was asked anew, and all answers were short this time
+
+
+def test_a_run_too_short_for_a_look_at_the_server_tells_no_peaks(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"label": "x", "server": {"preemptions": 0.0, "peak_resident_bytes": 2e9}}]
+    show_server_facts(rows, make_console())
+    assert capsys.readouterr().out == "x: server: 2,000 MB resident, 0 preemptions\n"
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,14 @@ def test_peaks_and_gains(url: str, prefix: str, monkeypatch: pytest.MonkeyPatch)
     assert found["prefix_cache_hit_rate"] == pytest.approx(0.25)
 
 
+def test_a_load_that_ends_before_the_first_look_has_no_peaks_but_of_memory(url: str) -> None:
+    with MetricsWatch(TargetSettings(base_url=url, model="m"), is_local=False) as watch:
+        time.sleep(0.1)
+    assert "peak_running" not in watch.found
+    assert watch.found["peak_resident_bytes"] == 1.5e9
+    assert watch.found["prefix_cache_query_tokens"] > 0
+
+
 def test_a_server_without_metrics_has_none() -> None:
     with MetricsWatch(TargetSettings(base_url="http://127.0.0.1:9", model="m"), is_local=False) as watch:
         pass
