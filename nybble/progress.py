@@ -11,14 +11,14 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Prompts done, and tokens a second so far.
+    """Prompts done, or what else is counted, and tokens a second so far.
 
     Args:
         num_requests: prompts to come; None where nobody knows.
         is_wanted: None shows the bar if standard error is a terminal and there are several prompts.
     """
 
-    def __init__(self, num_requests: int | None, is_wanted: bool | None = None) -> None:
+    def __init__(self, num_requests: int | None, is_wanted: bool | None = None, what: str = "prompts") -> None:
         if is_wanted is None:
             is_wanted = num_requests != 1 and sys.stderr.isatty()
         self._num_tokens = 0
@@ -32,7 +32,7 @@ class Progress:
             console=Console(stderr=True),
             disable=not is_wanted,
         )
-        self._task = self._bar.add_task("prompts", total=num_requests, rate="")
+        self._task = self._bar.add_task(what, total=num_requests, rate="")
 
     def advance(self, num_tokens: int, num_done: int, what: str | None = None) -> None:
         """So many tokens more, and so many prompts finished with them. `what` is shown before the bar from now on."""

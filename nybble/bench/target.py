@@ -101,8 +101,8 @@ class Target:
         self.pool.close()
 
 
-async def served_model(base_url: str, api_key: str | None, wanted: str | None) -> str:
-    """The name of the model that the server has; checks that it is `wanted`.
+async def served_model(base_url: str, api_key: str | None, wanted: str | None, preferred: str | None = None) -> str:
+    """The name of the model that the server has; checks that it is `wanted`. `preferred`: taken if it has several.
 
     Raises:
         ConfigError: the server is not there, is no OpenAI API, or has not got it.
@@ -131,6 +131,8 @@ async def served_model(base_url: str, api_key: str | None, wanted: str | None) -
             "server? --model names one where the server cannot"
         )
     if wanted is None:
+        if preferred in names:
+            return str(preferred)
         if len(names) > 1:
             raise ConfigError(f"{target.pool.base_url} serves {', '.join(names)}; say which with --model")
         return str(names[0])

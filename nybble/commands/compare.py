@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +38,7 @@ def compare(
     model: Annotated[
         str | None,
         typer.Option(
-            help="What recipes serve: `tiny`, a directory or a Hugging Face id.",
+            help="What recipes serve: `tiny`, a directory or a Hugging Face id; and which of a URL's models.",
             rich_help_panel=TARGETS,
             show_default=False,
         ),
@@ -49,7 +52,7 @@ def compare(
     order: Annotated[
         Literal["auto", "interleaved", "blocks"],
         typer.Option(
-            help="Targets take turns, or run one after the other; auto: blocks where recipes share a GPU.",
+            help="Targets take turns, or run one after the other; auto: in turns where memory surely holds all.",
             rich_help_panel=TARGETS,
         ),
     ] = "auto",
@@ -177,11 +180,43 @@ def compare(
 
     teller = PartTeller()
     comparison = Comparison(asked, out, resume=resume, say=say, warn=warned, on_news=teller)
-    with Progress(max(1, comparison.num_left()), flags.is_terminal()) as bar:
-        teller.bar = bar
-        comparison.run()
-    cells = sweep(asked, values, batches, out, flag=memory_flag, resume=resume, say=say) if values else []
+    with ends_on_signals():
+        with Progress(max(1, comparison.num_left()), flags.is_terminal()) as bar:
+            teller.bar = bar
+            comparison.run()
+        cells: list[Cell] = []
+        if values:
+            num_cells = len(values) * len(batches) * sum(spec.recipe is not None for spec in asked.specs)
+            with Progress(num_cells, flags.is_terminal(), "cells") as bar:
+                cells = sweep(
+                    asked,
+                    values,
+                    batches,
+                    out,
+                    flag=memory_flag,
+                    resume=resume,
+                    say=say,
+                    on_cells=lambda num_cells: bar.advance(0, num_cells),
+                )
     _report(asked, comparison, cells, warnings, out)
+
+
+@contextmanager
+def ends_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as Ctrl-C does: what it started is stopped first. A second one is ignored."""
+
+    def end(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        print(f"{signal.Signals(number).name}: stopping what was started …", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _asked(
@@ -203,6 +238,7 @@ def _asked(
     from nybble.bench.workload import Workload, WorkloadSettings
     from nybble.commands.bench_points import parse_points
     from nybble.compare.comparison import Asked, names_of
+    from nybble.compare.order import choose_order
     from nybble.compare.recipe import parse_target
     from nybble.core import machine
 
@@ -216,11 +252,14 @@ def _asked(
     if num_recipes and model is None:
         raise ConfigError("recipes need --model")
     if order == "auto":
-        order = "blocks" if num_recipes > 1 and machine.gpus() else "interleaved"
+        order, why = choose_order(specs, has_gpu=bool(machine.gpus()))
+        print(f"order: {order}, because {why}", file=sys.stderr)
     flags.check_repeats(plan["num_repeats"])
     settings = WorkloadSettings(**workload)
     conversations = Workload(settings)
     num_entries = None if conversations.entries is None else len(conversations.entries)
+    if conversations.due_times(1) is not None and not (concurrency or request_rate):
+        raise ConfigError("compare does not replay a trace's times: give --concurrency or --request-rate")
     points = parse_points(concurrency, request_rate, num_prompts, num_entries)
     return Asked(
         specs=specs,
@@ -252,7 +291,7 @@ def _short(line: dict[str, Any]) -> dict[str, Any]:
 def _report(asked: Asked, comparison: Any, cells: list[Cell], warnings: list[str], out: Path) -> None:
     from nybble.compare.document import make_document
     from nybble.compare.plots import write_figures
-    from nybble.compare.report import html, markdown, quality_table, speed_table
+    from nybble.compare.report import html, markdown, memory_table, quality_table, speed_table
 
     document = make_document(asked, comparison, cells, warnings)
     (out / "results.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -263,6 +302,8 @@ def _report(asked: Asked, comparison: Any, cells: list[Cell], warnings: list[str
     show_rows_of(speed_table(document), console)
     if document["quality"]:
         show_rows_of(quality_table(document), console)
+    if document["memory"]:
+        show_rows_of(memory_table(document), console)
     for verdict in document["verdicts"]:
         console.print(f"{verdict['kind']}: {verdict['text']}", soft_wrap=True)
     for failure in document["failures"]:

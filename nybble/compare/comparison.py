@@ -36,7 +36,10 @@ SAMPLING = {
 
 
 class Asked(msgspec.Struct, kw_only=True):
-    """What a comparison is to do. `model`: for recipes. `prefix_cache`: for recipes."""
+    """What a comparison is to do.
+
+    `model`: what recipes serve, and what is asked of a URL that serves several. `prefix_cache`: for recipes.
+    """
 
     specs: list[TargetSpec]
     points: list[Point]
@@ -82,6 +85,7 @@ class Comparison:
         self._on_news = on_news
         self._answers: dict[str, list[Answer] | str] = {}
         self._word_cost: WordCost | None = None
+        self._launched: dict[str, Launched] = {}
         self.failures: list[str] = []
         self.facts: dict[str, dict[str, Any]] = {spec.name: {} for spec in asked.specs}
         self.results = {spec.name: self._results_file(spec, resume) for spec in asked.specs}
@@ -94,6 +98,7 @@ class Comparison:
             "body": self._asked.body,
             "model": self._asked.model,
             "order": self._asked.order,
+            "prefix_cache": self._asked.prefix_cache,
         }
         path = self._folder / f"target-{spec.name}.json"
         return ResultsFile("serve", path, settings, formulas=FORMULAS, resume=resume)
@@ -107,7 +112,12 @@ class Comparison:
         )
 
     def run(self) -> None:
-        """Measure all. What fails is in `failures`; the other targets go on."""
+        """Measure all. What fails is in `failures`; the other targets go on.
+
+        Raises:
+            ConfigError: a URL does not answer, or models differ; before anything is started or measured, if it shows.
+        """
+        self._look_at_urls()
         groups = [self._asked.specs] if self._asked.order == "interleaved" else [[spec] for spec in self._asked.specs]
         for group in groups:
             with ExitStack() as stack:
@@ -120,7 +130,7 @@ class Comparison:
                         if spec.url is not None:
                             raise  # a wrong address, or no such model: the user's to mend
                         self.failures.append(f"{spec.name}: {error}")
-                self._check_names(settings)
+                self._check_names()
                 for name, target in settings.items():
                     try:
                         runs[name] = self._prepare(name, target)
@@ -136,12 +146,24 @@ class Comparison:
     def quality(self) -> dict[str, Any]:
         return judge(self._answers, self._asked.baseline) if self._answers else {}
 
+    def _look_at_urls(self) -> None:
+        """A wrong address or another model shows before the first engine is started."""
+        for spec in self._asked.specs:
+            if spec.url is not None:
+                self.facts[spec.name]["model"] = self._model_at(spec.url)
+            elif spec.recipe is not None and "{name}" in spec.recipe.command:
+                self.facts[spec.name]["model"] = self._asked.model
+        self._check_names()
+
+    def _model_at(self, url: str) -> str:
+        return asyncio.run(served_model(url, self._asked.api_key, None, self._asked.model))
+
     def _open(self, spec: TargetSpec, stack: ExitStack) -> TargetSettings:
         asked = self._asked
         facts = self.facts[spec.name]
         key = asked.api_key
         if spec.url is not None:
-            url, name = spec.url, asyncio.run(served_model(spec.url, key, None))
+            url, name = spec.url, self._model_at(spec.url)
             facts |= {"url": url, "prefix_cache": "as the server was started"}
         else:
             url, name = self._launch(spec, stack, facts)
@@ -165,9 +187,10 @@ class Comparison:
             "version": version_of(recipe, model, model),
         }
         facts["ready_seconds"] = launched.wait_ready()
-        return launched.url, asyncio.run(served_model(launched.url, self._asked.api_key, None))
+        self._launched[spec.name] = launched
+        return launched.url, self._model_at(launched.url)
 
-    def _check_names(self, settings: Mapping[str, TargetSettings]) -> None:
+    def _check_names(self) -> None:
         names = {name: str(self.facts[name].get("model")) for name in self.facts if "model" in self.facts[name]}
         if len(set(names.values())) > 1 and not self._asked.allows_other_models:
             told = ", ".join(f"{name} serves {model}" for name, model in names.items())
@@ -200,7 +223,10 @@ class Comparison:
                 for name, run in runs.items():
                     if not run.has_died and self.results[name].num_repeats(point.label) <= repeat:
                         run.measure_once(point, repeat)
-        self.failures += [f"{name}: {failure}" for name, run in runs.items() for failure in run.failures]
+        for name, run in runs.items():
+            if run.has_died and name in self._launched:
+                run.failures.append(f"the last that it said: {self._launched[name].last_words()}")
+            self.failures += [f"{name}: {failure}" for failure in run.failures]
 
 
 async def _version(target: TargetSettings) -> str | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from nybble.bench.points import Point
 from nybble.bench.probe import probe
-from nybble.bench.results import ResultsFile
+from nybble.bench.results import ResultsFile, to_json
 from nybble.bench.serve_run import Plan, ServeRun
 from nybble.bench.target import TargetSettings, served_model
 from nybble.bench.workload import Workload, WorkloadSettings
@@ -47,14 +47,23 @@ def sweep(
     flag: str | None = None,
     resume: bool = False,
     say: Callable[[str], None],
+    on_cells: Callable[[int], None] = lambda num_cells: None,
 ) -> list[Cell]:
     """Start each recipe with each value and load it with each batch. `memory.json` in the folder has what is done.
 
     Args:
         flag: takes the value, instead of the recipe's own.
+        on_cells: called with how many more are done.
     """
     file = folder / "memory.json"
-    cells = _read(file) if resume else []
+    settings: dict[str, Any] = {
+        "model": asked.model,
+        "targets": {spec.name: spec for spec in asked.specs},
+        "workload": asked.workload,
+        "body": asked.body,
+        "prefix_cache": asked.prefix_cache,
+    }
+    cells = _read(file, to_json(settings)) if resume else []
     done = {(cell.target, cell.setting, cell.value, cell.batch) for cell in cells}
     for spec in asked.specs:
         setting = flag or (spec.recipe.memory_flag if spec.recipe else None)
@@ -66,17 +75,29 @@ def sweep(
             if left:
                 say(f"{spec.name}: {name} = {value:g} …")
                 cells += _at(asked, spec, setting, value, left, folder)
-                file.write_bytes(msgspec.json.format(msgspec.json.encode(cells)))
+                file.write_bytes(msgspec.json.format(msgspec.json.encode({"settings": settings, "cells": cells})))
+            on_cells(len(batches))
     return cells
 
 
-def _read(file: Path) -> list[Cell]:
+class _File(msgspec.Struct):
+    settings: dict[str, Any]
+    cells: list[Cell]
+
+
+def _read(file: Path, settings: dict[str, Any]) -> list[Cell]:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=list[Cell])
+        found = msgspec.json.decode(file.read_bytes(), type=_File)
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(f"--resume: {file}: {error}; remove it to begin anew") from None
+    names = [name for name, value in settings.items() if found.settings.get(name) != value]
+    if names:
+        raise ConfigError(
+            f"--resume: {file} was measured with other settings ({', '.join(names)}); give the same flags, or remove it"
+        )
+    return found.cells
 
 
 def _at(asked: Asked, spec: TargetSpec, setting: str, value: float, batches: Sequence[int], folder: Path) -> list[Cell]:
@@ -91,7 +112,8 @@ def _at(asked: Asked, spec: TargetSpec, setting: str, value: float, batches: Seq
     flags = [*cache_flags(spec.recipe, asked), *spec.flags, setting, f"{value:g}"]
     cells: list[Cell] = []
     try:
-        with Launched(spec.recipe, asked.model, asked.model, flags, folder / f"{spec.name}.log") as launched:
+        log = folder / f"{spec.name}-{common['setting']}-{value:g}.log"
+        with Launched(spec.recipe, asked.model, asked.model, flags, log) as launched:
             launched.wait_ready()
             target = TargetSettings(
                 base_url=launched.url,
@@ -130,5 +152,7 @@ def _loaded(
         num_failed=num_failed,
         preemptions=row.get("server", {}).get("preemptions"),
         peak_kv_cache_usage=row.get("server", {}).get("peak_kv_cache_usage"),
-        detail=(run.failures or [""])[0],
+        detail="; ".join(
+            [*run.failures[:1], *([f"the last that it said: {launched.last_words()}"] if is_dead else [])]
+        ),
     )

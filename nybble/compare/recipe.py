@@ -81,12 +81,24 @@ def parse_target(text: str) -> TargetSpec:
         raise ConfigError(f"--target {text}: a name has letters, digits, - _ and . only, for files are called by it")
     if value.startswith(("http://", "https://")):
         return TargetSpec(name, url=value.strip())
-    recipe, *flags = shlex.split(value)
+    recipe, *flags = split_words(f"--target {text}", value)
     if recipe in BUILT_IN:
         return TargetSpec(name, recipe=BUILT_IN[recipe], flags=flags)
     if not recipe.endswith((".yaml", ".yml")):
         raise ConfigError(f"--target {text}: {recipe} is no URL, no .yaml file and none of {', '.join(BUILT_IN)}")
     return TargetSpec(name, recipe=read_recipe(Path(recipe)), flags=flags)
+
+
+def split_words(what: str, text: str) -> list[str]:
+    """As a shell does.
+
+    Raises:
+        ConfigError: a quote has no end; `what` names where.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {str(error).lower()}; close the quotation mark or escape it") from None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -110,7 +122,7 @@ def read_recipe(path: Path) -> Recipe:
         value = msgspec.to_builtins(BUILT_IN[base]) | value
     for field in ("command", "version", "prefix_cache_on", "prefix_cache_off"):
         if isinstance(value.get(field), str):
-            value[field] = shlex.split(value[field])
+            value[field] = split_words(f"recipe {path}: {field}", value[field])
     try:
         return msgspec.convert(value, Recipe)
     except msgspec.ValidationError as error:

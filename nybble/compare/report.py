@@ -109,19 +109,21 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     settings = document["settings"]
     workload, plan = settings["workload"], settings["plan"]
     low, high = workload["input_len"]
-    asked = workload["output_len"] or [64, 64]
+    asked = workload["output_len"] or (None if workload["dataset"] else [64, 64])
+    outputs = "output tokens as it says, else 64" if asked is None else f"{_span(*asked)} output tokens"
     order = "in turns (A B A B)" if settings["order"] == "interleaved" else "one target after the other (blocks)"
     sampling = ", ".join(f"{name} {value}" for name, value in document["sampling"].items())
     source = (
         f"prompts of {workload['dataset']}" if workload["dataset"] else f"random prompts of {_span(low, high)} tokens"
     )
     return [
-        f"Workload: {source}, {_span(*asked)} output tokens, {workload['route']} route, seed {workload['seed']}; "
+        f"Workload: {source}, {outputs}, {workload['route']} route, seed {workload['seed']}; "
         "the same prompts for all targets" + ("" if workload["repeats_prompts"] else ", none of them twice"),
         f"{plan['num_repeats']} repeats {order}, each after a warm-up; figures are medians, ranges are least to most, "
         "ratios have 95 % confidence intervals",
         f"Sampling sent with each request: {sampling}",
         f"Output lengths: {document['lengths']}",
+        *([] if settings["wants_quality"] else ["No quality gate (--no-quality): answers were not compared"]),
         *(f"Prefix cache of {text}" for text in document["prefix_cache"]),
         *(f"Warning: {text}" for text in document["warnings"]),
         *(f"Failure: {text}" for text in document["failures"]),

@@ -4,6 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +169,15 @@ def test_a_target_that_dies_leaves_the_others(capsys: pytest.CaptureFixture[str]
         (["--target", "a={m}", "--target", "b={n}"], "different names: a serves m, b serves n"),
         (["--target", "a={m}", "--target", "b=nybble"], "recipes need --model"),
         (["--target", "a={m}", "--target", "b=http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        (  # … before anything is started
+            ["--target", "a=nybble", "--target", "b=http://127.0.0.1:9", "--model", "tiny", "--order", "blocks"],
+            "no server answers at http://127.0.0.1:9",
+        ),
+        (
+            ["--target", "a=nybble", "--target", "b={m}", "--model", "tiny", "--order", "blocks"],
+            "different names: a serves tiny, b serves m",
+        ),
+        (["--target", "a={m}", "--target", "b={m}", "--dataset", "{trace}"], "does not replay a trace's times"),
         (["--target", "a={m}", "--target", "b={m}", "--baseline", "c"], "the targets are a, b"),
         (["--target", "a={m}", "--target", "b={m}", "--concurrency", "1", "--request-rate", "1"], "give one"),
     ],
@@ -171,15 +185,72 @@ def test_a_target_that_dies_leaves_the_others(capsys: pytest.CaptureFixture[str]
 def test_bad_flags(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, two_servers: dict[str, str], flags: list[str], message: str
 ) -> None:
-    code, _, said = compare(capsys, tmp_path, *(flag.format(**two_servers) for flag in flags))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 4, "output_length": 2}\n' * 3)
+    code, _, said = compare(capsys, tmp_path, *(flag.format(**two_servers, trace=trace) for flag in flags))
     assert code == 2
     assert message in said
+    assert "starting" not in said
 
 
 @pytest.fixture(scope="module")
 def two_servers():
     with TimedServer(model="m") as one, TimedServer(model="n") as other:
         yield {"m": one.url, "n": other.url}
+
+
+def test_sigterm_stops_the_engines_that_were_started(tmp_path: Path) -> None:
+    """… and keeps what was measured."""
+    command = [sys.executable, "-m", "nybble", "compare", "--model", "tiny", "--out", str(tmp_path), "--no-quality"]
+    command += ["--target", f"a=nybble {TINY_FLAGS}", "--target", f"b=nybble {TINY_FLAGS}", "--num-prompts", "8"]
+    command += ["--concurrency", "1", "--repeats", "200", "--input-len", "8", "--output-len", "8"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    file = tmp_path / "target-b.json"
+    while not (file.exists() and json.loads(file.read_text())["results"]):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ports = [re.search(r"--port (\d+)", line) for line in children_of(process.pid)]
+    engines = [match[1] for match in ports if match]
+    assert len(engines) == 2
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: stopping what was started" in said
+    for port in engines:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port)), 1).close()
+    assert json.loads(file.read_text())["results"][0]["repeats"]
+
+
+def children_of(pid: int) -> list[str]:
+    """Command lines."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    pids = [child for task in tasks for child in task.read_text().split()]
+    return [Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in pids]
+
+
+def test_an_engine_that_dies_while_it_is_measured_is_quoted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    server = Path(__file__).parent.parent / "support" / "timed_server.py"
+    options = json.dumps({"ttft": 0, "itl": 0, "fault": "dies", "after": 6, "tokens_per_event": 1, "model": "m"})
+    options = options.replace("}", ', "port": {port}}')  # compare fills it in
+    command = [
+        "sh",
+        "-c",
+        "echo 'RuntimeError: out of memory, say'; exec $0 $1 \"$2\"",
+        "{python}",
+        str(server),
+        options,
+    ]
+    recipe = tmp_path / "dying.yaml"
+    recipe.write_text(json.dumps({"command": command, "ready": "/v1/models"}))
+    with TimedServer(model="m") as sound:
+        flags = ["--target", f"a={sound.url}", "--target", f"b={recipe}", "--model", "m", "--no-quality"]
+        code, document, said = compare(capsys, tmp_path / "out", *flags, "--num-prompts", "4", "--warmups", "0")
+    assert code == 1, said
+    assert "b: the last that it said: RuntimeError: out of memory, say" in said
+    assert any("out of memory, say" in failure for failure in document["failures"])
 
 
 def test_a_finished_comparison_is_resumed_without_measuring(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -175,7 +175,9 @@ async def _main(options: dict[str, Any]) -> None:
     gc.freeze()
     gc.disable()
     _Connection.options = options
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0, backlog=2048)
+    server = await asyncio.get_running_loop().create_server(
+        _Connection, "127.0.0.1", options.get("port", 0), backlog=2048
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
