@@ -46,6 +46,7 @@ class ResultsFile:
         self.facts: dict[str, Any] = {}
         self._points: dict[str, dict[str, Any]] = {}
         self._repeats: dict[str, list[dict[str, Any]]] = {}
+        self._num_tried: dict[str, int] = {}  # repeats, those that were not kept too
         self.num_dropped = 0  # repeats of the file that is gone on with
         self.is_complete = False
         if path is not None and not path.parent.is_dir():
@@ -73,6 +74,7 @@ class ResultsFile:
         for row in rows:
             good = [repeat for repeat in row["repeats"] if not repeat.get("faults")]
             self.num_dropped += len(row["repeats"]) - len(good)
+            self._num_tried[row["label"]] = 1 + max(r.get("repeat", i) for i, r in enumerate(row["repeats"]))
             if good:
                 self._points[row["label"]] = row["point"]
                 self._repeats[row["label"]] = good
@@ -81,10 +83,16 @@ class ResultsFile:
         """How many repeats of a point are there already."""
         return len(self._repeats.get(label, ()))
 
+    def next_repeat(self, label: str) -> int:
+        """A number that no repeat of the point has had, so that its prompts are new to the server."""
+        return max(self._num_tried.get(label, 0), self.num_repeats(label))
+
     def add(self, label: str, point: Mapping[str, Any], repeat: dict[str, Any]) -> None:
         """Keep a repeat, and write the file."""
         self._points[label] = to_json(point)
-        self._repeats.setdefault(label, []).append(to_json(repeat))
+        number = self.next_repeat(label)
+        self._repeats.setdefault(label, []).append(to_json(repeat | {"repeat": number}))
+        self._num_tried[label] = number + 1
         self.write()
 
     def rows(self) -> list[dict[str, Any]]:

@@ -72,10 +72,8 @@ class ServeRun:
         """Measure points one after another; gives each one's row. Ends early if the server dies."""
         try:
             for point in points:
-                for repeat in range(self._results.num_repeats(point.label), self._plan.num_repeats):
-                    self.measure_once(point, repeat)
-                    if self.has_died:
-                        break
+                while self._results.num_repeats(point.label) < self._plan.num_repeats and not self.has_died:
+                    self.measure_once(point)
                 if self._results.num_repeats(point.label):
                     yield next(row for row in self._results.rows() if row["label"] == point.label)
                 if self.has_died:
@@ -89,8 +87,9 @@ class ServeRun:
             self._clients.close()
             self._clients = None
 
-    def measure_once(self, point: Point, repeat: int) -> None:
+    def measure_once(self, point: Point) -> None:
         """Warm up and measure one repeat, into the results."""
+        repeat = self._results.next_repeat(point.label)
         if self._clients is None:  # only now: a resumed run may have nothing left to do
             self._clients = Clients(self._plan.num_clients, self._target, self._workload)
         part = f"{point.label}, repeat {repeat + 1}"

@@ -174,8 +174,9 @@ def serve(
         "plan": msgspec.structs.replace(plan, num_repeats=0),  # more repeats may be added to a file
     }
     results = ResultsFile("serve", output, settings, formulas=FORMULAS, resume=resume)
-    results.write()  # a path that cannot be written shows now
-    if results.num_dropped:
+    if not results.num_dropped:
+        results.write()  # a path that cannot be written shows now
+    else:
         warn(f"{results.num_dropped} repeats of {output} had faults and are measured again")
     probed = asyncio.run(probe(target, workload.input_len[1], conversations.count))
     for note in probed.notes:

@@ -222,7 +222,7 @@ class Comparison:
             for repeat in range(self._asked.plan.num_repeats):
                 for name, run in runs.items():
                     if not run.has_died and self.results[name].num_repeats(point.label) <= repeat:
-                        run.measure_once(point, repeat)
+                        run.measure_once(point)
         for name, run in runs.items():
             if run.has_died and name in self._launched:
                 run.failures.append(f"the last that it said: {self._launched[name].last_words()}")

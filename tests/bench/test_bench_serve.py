@@ -212,6 +212,7 @@ def test_what_failed_is_measured_again_and_no_resumed_run_calls_it_complete(
     assert f"1 repeats of {file} had faults and are measured again" in said
     repeats = json.loads(file.read_text())["results"][0]["repeats"]
     assert repeats[0] == sound
+    assert [repeat["repeat"] for repeat in repeats] == [0, 2]
     assert repeats[1]["short_outputs"] == 8  # it was asked anew, and all answers were short this time
 
 
