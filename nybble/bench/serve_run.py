@@ -21,6 +21,7 @@ from nybble.bench.workload import WorkloadSettings
 
 BUSY_CLIENT = 0.8
 LATE_SECONDS = 0.01
+WARM_CACHE = 0.02
 MAX_WARMUPS = 64
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -167,6 +168,13 @@ class ServeRun:
                 "lag",
                 f"{part}: the client woke up to {summary['client_lag_p99_ms']:.0f} ms late (p99): this machine is "
                 "busy, and short latencies are doubtful; run the client elsewhere, or raise --clients",
+            )
+        hits = summary["server"].get("prefix_cache_hit_rate", 0.0)
+        if hits > WARM_CACHE and self._workload.is_all_new:
+            self._warn_once(
+                "cache",
+                f"{part}: the server had {hits:.0%} of the prompts' tokens in its prefix cache, though none repeats "
+                "here: an earlier run sent them; give another --seed, or restart the server",
             )
         if point.request_rate is not None and summary["late_p99_ms"] > LATE_SECONDS * 1e3:
             self._warn_once(

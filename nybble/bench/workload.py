@@ -34,6 +34,11 @@ class WorkloadSettings(msgspec.Struct, kw_only=True, frozen=True):
     word_cost: WordCost = WordCost()
     route: Route = "completions"
 
+    @property
+    def is_all_new(self) -> bool:
+        """No two requests of a run share more than a few tokens."""
+        return self.dataset is None and not self.prefix_len and self.num_turns == 1 and not self.repeats_prompts
+
     def check(self) -> None:
         """
         Raises:

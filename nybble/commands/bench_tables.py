@@ -80,15 +80,15 @@ def show_server_facts(rows: Sequence[Mapping[str, Any]], console: Console) -> No
         texts = [
             text.format(found[name] / 1e6 if name.endswith("_bytes") else found[name])
             for name, text in (
-                ("peak_running", "at most {:.0f} running"),
-                ("peak_waiting", "{:.0f} waiting"),
-                ("peak_kv_cache_usage", "KV cache {:.0%} full at most"),
+                ("peak_running", "up to {:.0f} seen running"),
+                ("peak_waiting", "up to {:.0f} seen waiting"),
+                ("peak_kv_cache_usage", "KV cache up to {:.1%} full"),
                 ("peak_resident_bytes", "{:,.0f} MB resident"),
                 ("peak_gpu_memory_mib", "{:,.0f} MiB of GPU memory"),
                 ("preemptions", "{:.0f} preemptions"),
                 ("prefix_cache_hit_rate", "prefix-cache hits {:.1%}"),
             )
-            if name in found
+            if name in found and (found[name] or not name.startswith("peak_"))  # looks fall between short requests
         ]
         if texts:
             console.print(f"{row['label']}: server: {', '.join(texts)}", soft_wrap=True)

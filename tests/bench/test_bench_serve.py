@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.timed_server import TimedServer
 
+from nybble.bench.server_metrics import MetricsWatch
 from nybble.cli import main
 from nybble.commands.bench_tables import make_console, show_server_facts
 
@@ -250,3 +251,13 @@ def test_an_interrupted_run_is_kept_and_resumed(capsys: pytest.CaptureFixture[st
     assert (code, document["complete"]) == (0, True)
     assert document["results"][0]["repeats"][: len(before)] == before
     assert len(document["results"][0]["repeats"]) == 3
+
+
+def test_prompts_that_the_server_remembers_from_an_earlier_run_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MetricsWatch, "found", {"prefix_cache_hit_rate": 0.5})
+    with TimedServer() as server:
+        flags = ["--num-prompts", "2", "--repeats", "1", "--warmups", "0"]
+        assert "50% of the prompts' tokens in its prefix cache" in bench(capsys, server.url, *flags)[2]
+        assert "prefix cache" not in bench(capsys, server.url, *flags, "--prefix-len", "4")[2]
