@@ -47,6 +47,7 @@ def make_document(
         "table": [_line(point, rows, found) for point in asked.points],
         "verdicts": _verdicts(asked, rows, found),
         "lengths": _length_words(rows),
+        "peak_memory": [text for name, own in rows.items() for text in _memory_words(name, own)],
         "prefix_cache": [_cache_words(name, facts, rows[name]) for name, facts in comparison.facts.items()],
         "quality": comparison.quality(),
         "memory": list(cells),
@@ -128,6 +129,19 @@ def _length_words(rows: Mapping[str, Rows]) -> str:
     differ = any(len(counts) > 1 for counts in inputs.values())
     words = f"{short} answers were shorter than asked" if short else "verified: each answer had the tokens asked for"
     return words + ("; the targets count the same prompts as different numbers of tokens" if differ else "")
+
+
+def _memory_words(name: str, own: Rows) -> list[str]:
+    """The most that its /metrics and the GPUs' driver told, where they did."""
+    parts = []
+    for field, text, divisor in (
+        ("peak_resident_bytes", "{:,.0f} MB resident", 1e6),
+        ("peak_gpu_memory_mib", "{:,.0f} MiB in use on the GPUs", 1),
+    ):
+        seen = [row["server"][field] for row in own.values() if field in row["server"]]
+        if seen:
+            parts.append(text.format(max(seen) / divisor))
+    return [f"{name}: up to {', '.join(parts)}"] if parts else []
 
 
 def _cache_words(name: str, facts: Mapping[str, Any], own: Rows) -> str:

@@ -124,6 +124,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
         f"Sampling sent with each request: {sampling}",
         f"Output lengths: {document['lengths']}",
         *([] if settings["wants_quality"] else ["No quality gate (--no-quality): answers were not compared"]),
+        *(f"Memory of {text}" for text in document["peak_memory"]),
         *(f"Prefix cache of {text}" for text in document["prefix_cache"]),
         *(f"Warning: {text}" for text in document["warnings"]),
         *(f"Failure: {text}" for text in document["failures"]),

@@ -85,6 +85,7 @@ def test_two_tiny_engines_and_the_page_in_chromium(capsys: pytest.CaptureFixture
     markdown = (tmp_path / "report.md").read_text()
     assert "| 6 streams |" in markdown
     assert "nybble serve tiny" in markdown
+    assert re.search(r"Memory of wide: up to \d+ MB resident", markdown)
     open_page(page)
 
 
