@@ -41,7 +41,7 @@ KERNELS: tuple[tuple[str, str, Kind], ...] = (
     (r"dequantize", "dequantize", "dequantization"),
     (r"w4a16|int4_linear_kernel|sum_parts_kernel", "int4", "weight GEMMs"),
     (r"nvjet|gemm|gemv|cutlass|cublas|splitk", "dense", "weight GEMMs"),
-    (r"decode_kernel|join_kernel|prefill_kernel|flash|fmha", "attention", "attention"),
+    (r"attention_decode|decode_kernel|join_kernel|prefill_kernel|flash|fmha", "attention", "attention"),
     (r"kv_write_kernel", "kv_write", "KV writes"),
     (r"rms_norm_kernel", "rms_norm", "norms and activations"),
     (r"rotary_kernel", "rotary", "norms and activations"),

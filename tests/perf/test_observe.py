@@ -1,11 +1,13 @@
 """Who is to blame for which time, and what the observers see."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nybble import kernels
 from nybble.llm import LLM
 from nybble.perf.intervals import Interval, blame_nested, blame_queued, write_trace
 from nybble.perf.observe import KIND_OF_OP, CpuObserver, kernel_intervals, kernel_part
@@ -111,3 +113,14 @@ def test_blamed_time_adds_up_to_the_steps(llm: LLM) -> None:
         llm.generate([5, 6, 7])
     steps = sum(i.end - i.begin for i in observer.intervals() if i.part == "step")
     assert sum(blame.seconds for blame in observer.blamed(1)) == pytest.approx(steps, rel=1e-6)
+
+
+def test_every_kernel_of_ours_has_a_kind() -> None:
+    folder = Path(kernels.__file__).parent
+    sources = [*folder.glob("cuda/*.cu"), *folder.glob("triton/*.py")]
+    text = "\n".join(source.read_text("utf-8") for source in sources)
+    entry = r'extern "C" __global__[^;{]*?(\w+)\s*\(const [^)]*Arguments args\)|@triton\.jit[^\n]*\ndef (\w+_kernel)\('
+    names = {first or second for first, second in re.findall(entry, text)}
+    assert {"w4a16", "attention_decode", "dequantize", "rms_norm_kernel"} <= names, names
+    for name in names - {"read_kernel"}:  # of the ceilings
+        assert kernel_part(name)[1] != "other on the device", name
