@@ -42,11 +42,15 @@ class HostStep:
     num_output_tokens: np.ndarray  # [S] int64
     table_positions: np.ndarray  # [D] int64, entries of the flat block tables that change
     table_block_ids: np.ndarray  # [D] int32
+    starts: bool  # a sequence gets its first tokens here
 
     @property
     def size(self) -> StepSize:
+        """A sequence that starts with one token does not decode: its prefix may be in blocks that this very step fills
+        for another one, and decode attention takes all keys but the newest for old ones (attention_decode.cu)."""
         num_tokens, num_rows = len(self.token_ids), len(self.slots)
-        return StepSize(num_tokens, num_rows, is_decode=len(self.sample_rows) == num_rows == num_tokens)
+        is_decode = len(self.sample_rows) == num_rows == num_tokens and not self.starts
+        return StepSize(num_tokens, num_rows, is_decode)
 
     def padded(self, size: StepSize, idle_slot: int) -> HostStep:
         """The step filled up to a larger size.
@@ -77,7 +81,7 @@ def idle_step(size: StepSize, idle_slot: int) -> HostStep:
         ("token_ids", "positions", "slot_mapping", "slots", "sample_rows", "num_output_tokens"), nothing
     )
     tables = {"table_positions": nothing, "table_block_ids": short}
-    empty = HostStep(seq_lens=short, query_start=np.zeros(1, dtype=np.int32), **arrays, **tables)
+    empty = HostStep(seq_lens=short, query_start=np.zeros(1, dtype=np.int32), **arrays, **tables, starts=False)
     return empty.padded(size, idle_slot)
 
 
@@ -140,6 +144,7 @@ def gather(batch: Batch, tables: BlockTables) -> HostStep:
         num_output_tokens=num_output_tokens[sample_rows],
         table_positions=table_positions,
         table_block_ids=table_block_ids,
+        starts=bool(batch.starts),
     )
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from support.runner_driver import small_config
 
-from nybble.core.batch import Batch, Row
+from nybble.core.batch import Batch, Row, SequenceStart
+from nybble.core.sampling import SamplingParams
 from nybble.runner.graphs import StepSize
 from nybble.runner.inputs import BlockTables, StagingBuffer, gather, idle_step, staging_bytes, step_arrays
 
@@ -76,6 +77,15 @@ def test_padding_a_decode_step() -> None:
     assert padded.query_start.tolist() == [0, 1, 2, 3]
     assert padded.seq_lens.dtype == padded.query_start.dtype == np.int32
     assert padded.sample_rows.tolist() == [0]
+
+
+def test_a_sequence_that_starts_with_one_token_does_not_decode() -> None:
+    """Its prefix may lie in blocks that the same step fills."""
+    batch = Batch(step_id=0, rows=[mixed_batch().rows[1]])
+    assert gather(batch, tables_with_history()).size == StepSize(1, 1, is_decode=True)
+    start = SequenceStart(slot=0, params=SamplingParams(), prompt_token_ids=[1], end_token_ids=[])
+    batch = Batch(step_id=0, rows=batch.rows, starts=[start])
+    assert gather(batch, tables_with_history()).size == StepSize(1, 1)
 
 
 def test_padding_a_step_with_prompts() -> None:

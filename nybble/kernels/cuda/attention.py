@@ -146,8 +146,8 @@ def decode(
     """Fill the rows of `output` [T, Hq, D] that belong to sequences of one new token.
 
     Args:
-        overlap: begin with the keys that were in the cache before this step while the kernel before still runs. A
-            kernel launched the ordinary way must lie between what made the tables and lengths and this one.
+        overlap: begin with all keys but each row's newest while the kernel before still runs. A kernel launched the
+            ordinary way must lie between what wrote them, the tables or the lengths and this one.
     """
     head_dim, kv_heads, block_size = q.shape[2], key_cache.shape[1], key_cache.shape[2]
     assert q.stride(2) == block_tables.stride(1) == 1, (q.stride(), block_tables.stride())

@@ -7,8 +7,8 @@
 // Numbers. S^T = K Q^T and O^T += V^T P^T by mma.sync: 16 keys, or 16 features, against up to 8 query heads. Softmax runs online
 // in base 2 and fp32; P is rounded to 16 bit.
 //
-// Keys that were in the cache before this step depend on no kernel of it: the ring fills with them before the kernel in front
-// has ended. That asks of the step: block tables and lengths were written before a kernel that was launched the ordinary way.
+// All keys but a row's newest are taken for old ones: the ring fills with them before the kernel in front has ended. That asks
+// of the step that a kernel launched the ordinary way lies between what wrote them, block tables or lengths and this one.
 //
 // Compile-time: BF16, HEAD_DIM (a multiple of 16), GROUP (query heads of a KV head, up to 8), WARPS, STAGES.
 #include "ptx.cuh"
