@@ -6,7 +6,8 @@
 
     The last query of a sequence sits at position seq_len − 1, the ones before it right before. A query at position p
     sees keys j with max(0, p − sliding_window + 1) ≤ j ≤ p:  o = Σ_j softmax_j(scale · q·k_j) v_j, sums in fp32.
-    Rows of a sequence with seq_len 0 (padding) give zeros.
+    Rows of a sequence with seq_len 0 (padding) give zeros. A sequence may have no row; rows behind the last sequence
+    belong to none and may give anything.
 
     bytes: 2·Σ seq_len·Hk·D·itemsize + 2·T·Hq·D·itemsize;  flops: 4·D·Hq·(pairs of query and seen key)
 min_query_len, max_query_len and max_seq_len are bounds known on the host: what to launch, and how much of it.
@@ -153,6 +154,7 @@ def cases(large: bool = False) -> Iterator[Case]:
     yield Case((35, 3), (50, 61), 2, 2, 80, 32, sliding_window=13)
     yield Case((2, 1), (18, 3), 5, 1, 256, 64)
     yield Case((1, 1, 1), (16, 64, 200), 8, 1, 112, 8, sliding_window=33)
+    yield Case((1, 0, 6, 0), (30, 0, 20, 0), 4, 2, 64)
     if large:
         yield from model_cases()
 
@@ -166,6 +168,7 @@ def model_cases() -> Iterator[Case]:
     yield Case((1,) * 64, tuple(range(500, 1140, 10)), 40, 8, 128)
     yield Case((1,) * 300, (2000, 0, 3) * 100, 8, 1, 128, slack=1)
     yield Case((1, 900, 400), (3000, 900, 2500), 32, 8, 128, sliding_window=512)
+    yield Case((20, *(1,) * 119), (300, *(0, 17, 900, 64, 2000, 513, 1) * 17), 16, 2, 64, sliding_window=500)
     yield Case((1, 1), (3000, 100), 32, 8, 128, 32, sliding_window=512)
     yield Case((500, 20), (500, 1000), 32, 32, 96, 64)
 

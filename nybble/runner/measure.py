@@ -68,7 +68,8 @@ def worst_batches(config: ResolvedConfig, vocab_size: int) -> list[Batch]:
         Batch(step_id=0, starts=[begin(s, _EVERYTHING) for s in range(num_rows)], rows=rows(starts, lengths)),
         Batch(step_id=1, rows=masked),
         Batch(step_id=2, rows=[Row(slot=0, start=0, token_ids=prompt, sample=True, prompt_logprobs=True)]),
-        Batch(step_id=3, starts=[begin(s, _GREEDY) for s in range(num_rows)], rows=decode),
+        Batch(step_id=3, starts=[begin(s, _GREEDY) for s in range(num_rows)], rows=decode[:1]),
+        Batch(step_id=4, rows=decode),
     ]
 
 
@@ -110,7 +111,7 @@ def plan_memory(model: Model, config: ResolvedConfig) -> tuple[MemoryFacts, KVBu
 
 
 def warm_up(runner: ModelRunner, config: ResolvedConfig) -> None:
-    """Run the worst steps, capture the graphs and run the common steps, with the real KV cache in place.
+    """Run the worst and the common steps and capture the graphs, with the real KV cache in place.
 
     The allocator keeps what it reserved here, so serving finds its memory already taken. Nothing to do on a CPU.
 
@@ -121,9 +122,9 @@ def warm_up(runner: ModelRunner, config: ResolvedConfig) -> None:
         return
     try:
         run_worst(runner, config)
-        runner.capture_graphs()
-        for batch in common_batches(config):
+        for batch in common_batches(config):  # before there are graphs, which would run in their place
             runner.submit(batch).result()
+        runner.capture_graphs()
     except torch.OutOfMemoryError as error:
         raise MemoryBudgetError(
             f"{config.memory}: the KV cache fits, but a step at its worst does not beside it ({_first_line(error)}); "
@@ -165,18 +166,19 @@ def measure_gpu(model: Model, config: ResolvedConfig) -> MemoryFacts:
 
 
 def _graph_bytes(runner: ModelRunner) -> int:
-    """Device memory of all graphs, extrapolated from the largest few: the first makes the pool they share."""
+    """Device memory of all graphs, extrapolated from a few: the largest makes the pool they share."""
     sizes = sorted(runner.graph_sizes, reverse=True)
     if not sizes:
         return 0
     free = [torch.cuda.mem_get_info()[0]]
-    for sample in (sizes[:1], sizes[1:_SAMPLE_GRAPHS]):
-        if sample:
-            runner.capture_graphs(sample)
+    rest = sizes[1:]
+    sample = rest[:: max(1, len(rest) // _SAMPLE_GRAPHS)]  # of all kinds: larger steps launch more
+    for sizes_now in (sizes[:1], sample):
+        if sizes_now:
+            runner.capture_graphs(sizes_now)
         free.append(torch.cuda.mem_get_info()[0])
     first, more = free[0] - free[1], free[1] - free[2]
-    sampled = max(len(sizes[1:_SAMPLE_GRAPHS]), 1)
-    return max(first, 0) + max(more, 0) * (len(sizes) - 1) // sampled
+    return max(first, 0) + max(more, 0) * len(rest) // max(len(sample), 1)
 
 
 def release_gpu() -> None:

@@ -171,7 +171,7 @@ class ModelRunner:
         # Attention of rows with more tokens then comes first, after all keys are written: see HostStep.size.
         longest = max(int(query_lens.max()), 2 if host.starts else 1)
         bounds = int(query_lens.min()), longest
-        # A GPU divides a decode step's keys, and so rounds, by the longest there may be: here as in a graph.
+        # Triton divides a decode step's keys, and so rounds, by the longest there may be: here as in a graph.
         is_like_a_graph = host.size.is_decode and self._cuda_stream is not None
         max_seq_len = self._config.max_model_len if is_like_a_graph else int(host.seq_lens.max())
         hidden = self.model(token_ids, self._context(device, bounds, max_seq_len))

@@ -142,7 +142,7 @@ def test_a_cpu_is_sized_from_a_byte_budget() -> None:
 
 def test_the_worst_steps_are_as_large_as_a_batch_can_be() -> None:
     config = small_config(max_num_batched_tokens=50)
-    prefill, decode, prompt_logprobs, greedy = worst_batches(config, vocab_size=100)
+    prefill, decode, prompt_logprobs, _, greedy = worst_batches(config, vocab_size=100)
     assert prefill.num_tokens == 50
     assert len(prefill.rows) == len(decode.rows) == len(greedy.rows) == 8
     assert max(row.start + len(row.token_ids) for row in prefill.rows) == 64

@@ -303,7 +303,10 @@ def prefill(
     scale: float,
     sliding_window: int | None,
 ) -> None:
-    """Fill the rows of `output` that belong to sequences of more than one new token."""
+    """Fill the rows of `output` that belong to sequences of more than one new token.
+
+    Launched the ordinary way, without overlap: what comes next relies on it, see `HostStep.size`.
+    """
     head_dim, kv_heads = q.shape[2], key_cache.shape[1]
     group, block_d = q.shape[1] // kv_heads, triton.next_power_of_2(head_dim)
     block_m, block_n, num_warps = prefill_tile(block_d * q.element_size())
