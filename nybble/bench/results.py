@@ -69,7 +69,7 @@ class ResultsFile:
             names = [name for name in self._head["settings"] if settings.get(name) != self._head["settings"][name]]
             raise ConfigError(
                 f"--resume: {self.path} was measured with other settings ({', '.join(names)}); "
-                "give the same flags, or another --output"
+                "give the same flags, or begin anew without --resume"
             )
         for row in rows:
             good = [repeat for repeat in row["repeats"] if not repeat.get("faults")]

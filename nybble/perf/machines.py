@@ -119,7 +119,7 @@ def in_table(name: str) -> Machine | None:
     """As `find_machine`, or None."""
     wanted = _plain(name)
     wanted = ALIASES.get(wanted, wanted)
-    return next((machine for machine in MACHINES if _plain(machine.name) == wanted), None)
+    return next((m for m in MACHINES if wanted in (_plain(m.name), _plain(m.name).removeprefix("rtx"))), None)
 
 
 def describe(

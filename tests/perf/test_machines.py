@@ -15,6 +15,7 @@ NOTHING = {"memory_gb": None, "read_gb_s": None, "tflops": None, "link_gb_s": No
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("h200", "H200"),
+        ("4090", "RTX 4090"),
         ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
         ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
         ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
