@@ -22,16 +22,12 @@ MAX_HEAD_DIM = 256
 HEADS = 8  # query heads of a KV head, at most
 WARP_KEYS = 16
 MAX_BLOCKS = 2  # of a multiprocessor
-MANY_ROWS = 48  # decoding: from here on pairs of a row and a head are enough to go round, and Triton's kernel is faster
+MANY_ROWS = 48  # decoding: with more, pairs of a row and a head are enough to go round, and Triton's kernel is faster
 RING_BYTES = 96 * 1024  # sm_86 has 99 KB; and a block of the product before or after fits beside it on Hopper
 
 
 def supports(spec: Spec) -> str | None:
     """None where the kernel runs, else why not."""
-    if spec.device.type != "cuda":
-        return "runs on CUDA GPUs"
-    if spec.capability < (8, 0):
-        return "needs compute capability 8.0, this GPU has {}.{}".format(*spec.capability)
     if spec.dtype not in (torch.float16, torch.bfloat16):
         return f"computes in fp16 or bf16, not {spec.dtype}"
     head_dim, group = spec.sizes["head_dim"], spec.sizes["query_heads"] // spec.sizes["kv_heads"]
@@ -39,7 +35,7 @@ def supports(spec: Spec) -> str | None:
         return f"heads must be a multiple of 16 up to {MAX_HEAD_DIM}, not {head_dim}"
     if group > HEADS:
         return f"at most {HEADS} query heads may share a KV head, not {group}"
-    return nvrtc.why_not() or triton.why_not(spec)
+    return triton.why_not(spec) or nvrtc.why_not()
 
 
 @dataclass(frozen=True)
@@ -141,13 +137,11 @@ def decode(
     sliding_window: int | None,
     *,
     tuning: Tuning | None = None,
-    overlap: bool = True,
 ) -> None:
     """Fill the rows of `output` [T, Hq, D] that belong to sequences of one new token.
 
-    Args:
-        overlap: begin with all keys but each row's newest while the kernel before still runs. A kernel launched the
-            ordinary way must lie between what wrote them, the tables or the lengths and this one.
+    It begins with all keys but each row's newest while the kernel before still runs: a kernel launched the ordinary way
+    must lie between what wrote them, the tables or the lengths and this one.
     """
     head_dim, kv_heads, block_size = q.shape[2], key_cache.shape[1], key_cache.shape[2]
     assert q.stride(2) == block_tables.stride(1) == 1, (q.stride(), block_tables.stride())
@@ -179,5 +173,5 @@ def decode(
         threads=32 * tuning.warps,
         shared_bytes=shared_bytes(tuning, head_dim),
         arguments=arguments,
-        overlap=overlap,
+        overlap=True,
     )

@@ -11,7 +11,7 @@
 // of the step that a kernel launched the ordinary way lies between what wrote them, block tables or lengths and this one.
 //
 // Compile-time: BF16, HEAD_DIM (a multiple of 16), GROUP (query heads of a KV head, up to 8), WARPS, STAGES.
-#include "ptx.cuh"
+#include "parts.cuh"
 
 constexpr int kWarpKeys = 16, kKeys = kWarpKeys * WARPS, kThreads = 32 * WARPS, kHeads = 8;
 constexpr int kChunks = HEAD_DIM / 8, kPitch = (kChunks + 7) / 8 * 8;  // 16-byte chunks of a row; in shared memory
@@ -288,33 +288,23 @@ struct Part {
     }
 };
 
-// Parts travel between blocks by memory; each float4 and float2 says by itself whether it is there.
-constexpr unsigned kMissing = 0xffffffff;                    // a NaN that no arithmetic makes
 constexpr int kPart = GROUP * HEAD_DIM / 4, kAtOnce = HEAD_DIM > 128 ? 2 : 4;  // threads' values in a part; parts in flight
+
+// What blocks leave for each other, see parts.cuh.
 struct Parts {
     float4* values;  // [blocks, kPart]
     float2* states;  // [blocks, kPart], maximum and sum
     __device__ __forceinline__ Parts(const Arguments& args)
         : values((float4*)args.parts), states((float2*)(values + gridDim.x * kPart)) {}
 
-    __device__ __forceinline__ void put(int at, float4 v, float2 state) const {
-        asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};"
-            ::"l"(values + at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-        asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(states + at), "f"(state.x), "f"(state.y) : "memory");
+    __device__ __forceinline__ void put(int at, const Part& part) const {
+        store_part(values + at, part.values);
+        store_part(states + at, make_float2(part.maximum, part.sum));
     }
-    __device__ __forceinline__ void ask(int at, float4& v, float2& state) const {
-        asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-            : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(values + at) : "memory");
-        asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(state.x), "=f"(state.y) : "l"(states + at) : "memory");
+    __device__ __forceinline__ void ask(int at, float4& value, float2& state) const {
+        value = load_part(values + at), state = load_part(states + at);
     }
-    static __device__ __forceinline__ bool is_there(float x) { return __float_as_uint(x) != kMissing; }
-    static __device__ __forceinline__ bool are_there(float4 v, float2 state) {
-        return is_there(v.x) && is_there(v.y) && is_there(v.z) && is_there(v.w) && is_there(state.x) && is_there(state.y);
-    }
-    __device__ __forceinline__ void clear(int at) const {
-        const float x = __uint_as_float(kMissing);
-        put(at, make_float4(x, x, x, x), make_float2(x, x));
-    }
+    __device__ __forceinline__ void clear(int at) const { clear_part(values + at), clear_part(states + at); }
 };
 
 // Adds to the thread's values `index` and, if there are any, `index` + kThreads what blocks first ... last left, in this order.
@@ -333,7 +323,8 @@ __device__ __forceinline__ void collect(Part (&part)[2], const Parts& parts, int
                     parts.ask((base + i / 2) * kPart + index + i % 2 * kThreads, values[i / 2][i % 2], states[i / 2][i % 2]);
 #pragma unroll
             for (int i = 0; i < 2 * kAtOnce; ++i)
-                if (i / 2 < count && (i % 2 == 0 || both)) all &= Parts::are_there(values[i / 2][i % 2], states[i / 2][i % 2]);
+                if (i / 2 < count && (i % 2 == 0 || both))
+                    all &= !(is_missing(values[i / 2][i % 2]) || is_missing(states[i / 2][i % 2]));
         } while (!all);
 #pragma unroll
         for (int i = 0; i < 2 * kAtOnce; ++i)
@@ -379,7 +370,7 @@ __device__ __forceinline__ void finish(const Arguments& args, const Shared& shar
             if (opened)
                 to[mine_at] = packed(part[i].values, 1.f / part[i].sum);
             else
-                parts.put(mine * kPart + mine_at, part[i].values, make_float2(part[i].maximum, part[i].sum));
+                parts.put(mine * kPart + mine_at, part[i]);
         }
     }
 }

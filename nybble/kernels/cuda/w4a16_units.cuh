@@ -12,7 +12,7 @@
 //
 // Compile-time: BF16, GROUP, TOKEN_TILES (of 8 tokens: 1 2 4 8 16), WGMMA (0: w4a16_few.cuh), FOLD, WARPGROUPS, SLOTS.
 #pragma once
-#include "ptx.cuh"
+#include "parts.cuh"
 
 constexpr int kWarpgroups = WARPGROUPS, kConsumers = 128 * kWarpgroups;
 constexpr int kUnitRows = 64, kUnitK = 128, kGroups = kUnitK / GROUP;
@@ -184,24 +184,9 @@ struct Parts {
     unsigned* flags;  // [blocks, kTileRows / 16], all 0 between products
 };
 
-// What stands in place of a part that is not there yet: a NaN that no arithmetic makes.
-constexpr unsigned kMissing = 0xffffffff;
 // Few sums are waited for one by one: a part is then its own flag. Many are waited for by a flag for all of a warp.
 constexpr bool kFlagged = WGMMA;
 
-__device__ __forceinline__ float4 load_part(const float4* at) {
-    float4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(at) : "memory");
-    return v;
-}
-__device__ __forceinline__ void store_part(float4* at, float x, float y, float z, float w) {
-    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
-}
-__device__ __forceinline__ bool is_missing(float4 v) {
-    return __float_as_uint(v.x) == kMissing || __float_as_uint(v.y) == kMissing || __float_as_uint(v.z) == kMissing ||
-           __float_as_uint(v.w) == kMissing;
-}
 __device__ __forceinline__ void raise(unsigned* flag) {
     asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
@@ -226,7 +211,7 @@ __device__ __forceinline__ void contribute(const Parts& scratch, float (&out)[kS
         if (used)
 #pragma unroll
             for (int j = 0; j < kTokenTiles; ++j)
-                store_part(parts + mine * kPart + j * 32, out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3]);
+                store_part(parts + mine * kPart + j * 32, make_float4(out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3]));
         if (kFlagged) {
             __syncwarp();
             if (lane == 0) raise(flags + mine * kStrips);
@@ -242,7 +227,6 @@ __device__ __forceinline__ void contribute(const Parts& scratch, float (&out)[kS
             for (int j = 0; j < kTokenTiles; ++j) add(out, j, __ldcg(parts + block * kPart + j * 32));
     } else if (used) {
         constexpr int kBatch = kTokenTiles == 1 ? 6 : 2;  // parts in flight; more would cost registers
-        const float missing = __uint_as_float(kMissing);
         for (int base = mine + 1; base <= last; base += kBatch) {
             float4 values[kBatch][kTokenTiles];
             bool all;
@@ -260,7 +244,7 @@ __device__ __forceinline__ void contribute(const Parts& scratch, float (&out)[kS
 #pragma unroll
             for (int i = 0; i < kBatch * kTokenTiles; ++i) {
                 if (base + i / kTokenTiles > last) continue;
-                store_part(parts + (base + i / kTokenTiles) * kPart + i % kTokenTiles * 32, missing, missing, missing, missing);
+                clear_part(parts + (base + i / kTokenTiles) * kPart + i % kTokenTiles * 32);
                 add(out, i % kTokenTiles, values[i / kTokenTiles][i % kTokenTiles]);
             }
         }
