@@ -124,9 +124,9 @@ def combine(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     spread: dict[str, tuple[float, float]] = {}
     for name, first in repeats[0].items():
         values = [repeat[name] for repeat in repeats if repeat.get(name) is not None]
-        if name == "repeat":  # its number
-            continue
-        if name == "server":
+        if name == "repeat":
+            pass  # its number
+        elif name == "server":
             point[name] = _combine_server([repeat[name] for repeat in repeats])
         elif isinstance(first, bool):
             point[name] = all(values)

@@ -85,7 +85,7 @@ class ResultsFile:
 
     def next_repeat(self, label: str) -> int:
         """A number that no repeat of the point has had, so that its prompts are new to the server."""
-        return max(self._num_tried.get(label, 0), self.num_repeats(label))
+        return self._num_tried.get(label, 0)
 
     def add(self, label: str, point: Mapping[str, Any], repeat: dict[str, Any]) -> None:
         """Keep a repeat, and write the file."""

@@ -122,7 +122,7 @@ def compare(
     The last line of standard output is JSON. Exit code 1 if something failed; what was measured is reported.
     """
     from nybble.compare.comparison import Comparison
-    from nybble.compare.memory_sweep import sweep
+    from nybble.compare.memory_sweep import sweep, swept
 
     asked = _asked(
         target,
@@ -186,7 +186,7 @@ def compare(
             comparison.run()
         cells: list[Cell] = []
         if values:
-            num_cells = len(values) * len(batches) * sum(spec.recipe is not None for spec in asked.specs)
+            num_cells = len(values) * len(batches) * len(swept(asked.specs, memory_flag))
             with Progress(num_cells, flags.is_terminal(), "cells") as bar:
                 cells = sweep(
                     asked,

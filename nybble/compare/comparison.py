@@ -127,8 +127,6 @@ class Comparison:
                     try:
                         settings[spec.name] = self._open(spec, stack)
                     except NybbleError as error:
-                        if spec.url is not None:
-                            raise  # a wrong address, or no such model: the user's to mend
                         self.failures.append(f"{spec.name}: {error}")
                 self._check_names()
                 for name, target in settings.items():
@@ -163,7 +161,7 @@ class Comparison:
         facts = self.facts[spec.name]
         key = asked.api_key
         if spec.url is not None:
-            url, name = spec.url, self._model_at(spec.url)
+            url, name = spec.url, str(facts["model"])
             facts |= {"url": url, "prefix_cache": "as the server was started"}
         else:
             url, name = self._launch(spec, stack, facts)

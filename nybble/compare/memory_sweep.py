@@ -65,10 +65,7 @@ def sweep(
     }
     cells = _read(file, to_json(settings)) if resume else []
     done = {(cell.target, cell.setting, cell.value, cell.batch) for cell in cells}
-    for spec in asked.specs:
-        setting = flag or (spec.recipe.memory_flag if spec.recipe else None)
-        if spec.recipe is None or setting is None:
-            continue
+    for spec, setting in swept(asked.specs, flag):
         name = setting.lstrip("-").replace("-", "_")
         for value in values:
             left = [batch for batch in batches if (spec.name, name, value, batch) not in done]
@@ -78,6 +75,12 @@ def sweep(
                 file.write_bytes(msgspec.json.format(msgspec.json.encode({"settings": settings, "cells": cells})))
             on_cells(len(batches))
     return cells
+
+
+def swept(specs: Sequence[TargetSpec], flag: str | None) -> list[tuple[TargetSpec, str]]:
+    """The targets that are started, each with the flag that takes its share of memory."""
+    started = [(spec, flag or spec.recipe.memory_flag) for spec in specs if spec.recipe is not None]
+    return [(spec, setting) for spec, setting in started if setting is not None]
 
 
 class _File(msgspec.Struct):

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
+from nybble.kernels.cuda import w4a16, w4a16_wgmma
+
 PROMPT_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
-LONGEST, LONGEST_BEFORE_HOPPER = 512, 64
+LONGEST, LONGEST_BEFORE_HOPPER = w4a16_wgmma.SLICED_TOKENS, w4a16.SLICED_TOKENS
 """Tokens. Larger steps make a 16-bit copy of a weight to multiply; graphs would keep memory of their own for it."""
 
 

@@ -80,9 +80,9 @@ def test_an_open_loop_keeps_its_rate_and_a_run_of_one_point_is_flat(
 def test_a_sweep_ends_where_throughput_does(capsys: pytest.CaptureFixture[str]) -> None:
     with TimedServer(0.02, 0.0) as server:
         flags = ["--sweep", "--concurrency", "64", "--output-len", "1", "--num-prompts", "64", "--repeats", "1"]
-        code, last, _ = bench(capsys, server.url, *flags)
+        code, last, said = bench(capsys, server.url, *flags)
     rates = [row["output_throughput"] for row in last["results"]]
-    assert code == 0
+    assert code == 0, said
     assert len(rates) >= 2
     assert rates[-1] < 1.05 * rates[-2] or len(rates) == 2
 
